@@ -1,0 +1,259 @@
+#![doc = include_str!("README.md")]
+
+mod fit;
+mod residual;
+#[cfg(test)]
+mod tests;
+
+use crate::data::Calibration;
+use crate::model::{Binary, Layer, Linear, Model, Weight};
+use crate::pass::{Change, Context, Entry, Pass};
+use crate::runtime::{Encoder, RunAttention, RunFeedForward};
+use crate::train::moments::Moments;
+use crate::train::sweep;
+use crate::{Error, Result};
+use fit::Codes;
+use residual::Metric;
+use serde::{Deserialize, Serialize};
+
+pub const ENTRY: Entry = Entry::new::<Binarize>(
+    "binarize",
+    "store matrices as sign planes with scales, plus a low-rank residual",
+    include_str!("README.md"),
+    &["prune", "binarize"],
+);
+
+/// Options of the pass.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Binarize {
+    /// Sign planes, 1 to 4: about one bit a weight each.
+    pub planes: usize,
+    /// Rank of the residual that is stored in f16; 0 for none.
+    pub rank: usize,
+    /// Weights of a row that share a scale; 0 for the whole row.
+    pub group: usize,
+    /// Rounds of fitting signs and residual in turn, when there is a residual.
+    pub rounds: usize,
+    /// Added to the diagonal of the inputs' second moments, relative to its mean.
+    pub damp: f64,
+    /// Pack the word embeddings too.
+    pub embeddings: bool,
+    /// Pack the head too.
+    pub heads: bool,
+}
+
+impl Default for Binarize {
+    fn default() -> Self {
+        Binarize {
+            planes: 2,
+            rank: 0,
+            group: 0,
+            rounds: 3,
+            damp: 0.01,
+            embeddings: false,
+            heads: false,
+        }
+    }
+}
+
+impl Pass for Binarize {
+    fn run(&self, model: &mut Model, cx: &Context) -> Result<Vec<Change>> {
+        self.check()?;
+        let layers = model.layers.len();
+        cx.progress.start("binarize", layers + 1);
+        let mut changes = Vec::new();
+        match cx.calibration {
+            Some(text) => self.with_text(model, text, cx, &mut changes)?,
+            None => {
+                for layer in &mut model.layers {
+                    for linear in linears_mut(layer) {
+                        changes.push(self.pack(linear, None)?);
+                    }
+                    cx.progress.step()?;
+                }
+            }
+        }
+        if self.embeddings {
+            changes.push(self.pack_embeddings(model)?);
+        }
+        if self.heads {
+            for linear in model.head.linears_mut() {
+                changes.push(self.pack(linear, None)?);
+            }
+        }
+        cx.progress.step()?;
+        Ok(changes)
+    }
+}
+
+impl Binarize {
+    fn check(&self) -> Result<()> {
+        let fail = |option, found: String, expected: &str| {
+            Err(Error::Option { pass: "binarize", option, found, expected: expected.into() })
+        };
+        if !(1..=4).contains(&self.planes) {
+            return fail("planes", self.planes.to_string(), "1, 2, 3 or 4");
+        }
+        if self.rank > 4096 {
+            return fail("rank", self.rank.to_string(), "a number from 0 to 4096");
+        }
+        if !(1..=100).contains(&self.rounds) {
+            return fail("rounds", self.rounds.to_string(), "a number from 1 to 100");
+        }
+        if self.group != 0 && self.group < 8 {
+            return fail("group", self.group.to_string(), "0 for the whole row, or at least 8");
+        }
+        if !(self.damp > 0.0 && self.damp <= 10.0) {
+            return fail("damp", self.damp.to_string(), "a number above 0, at most 10");
+        }
+        Ok(())
+    }
+
+    /// Layer by layer, with the inputs that the layers packed so far give the next one.
+    fn with_text(
+        &self,
+        model: &mut Model,
+        text: &Calibration,
+        cx: &Context,
+        changes: &mut Vec<Change>,
+    ) -> Result<()> {
+        let (activation, eps) = (model.config.activation, model.config.eps);
+        let batches = &text.batches;
+        let frozen = Model { layers: Vec::new(), ..model.clone() };
+        let shell = Encoder::shell(&frozen)?;
+        let mut states = all(batches.len(), |i| shell.embed(&batches[i]))?;
+        for layer in &mut model.layers {
+            if let Some(attention) = &mut layer.attention {
+                let metric = self.metric(attention.query.weight.cols(), states.len(), |i| {
+                    Ok(states[i].clone())
+                })?;
+                for linear in [&mut attention.query, &mut attention.key, &mut attention.value] {
+                    changes.push(self.pack(linear, Some(&metric))?);
+                }
+                let contexts = {
+                    let run = RunAttention::new(attention, eps)?;
+                    let context = |i: usize| {
+                        let state = shell.attention_context(
+                            &run,
+                            &states[i],
+                            &batches[i],
+                            None,
+                            &mut |_, _, _| {},
+                        );
+                        Ok(state.context)
+                    };
+                    all(batches.len(), context)?
+                };
+                let width = attention.output.weight.cols();
+                let metric = self.metric(width, contexts.len(), |i| Ok(contexts[i].clone()))?;
+                changes.push(self.pack(&mut attention.output, Some(&metric))?);
+                let run = RunAttention::new(attention, eps)?;
+                states = all(batches.len(), |i| Ok(run.finish(&contexts[i], &states[i])))?;
+            }
+            if let Some(ffn) = &mut layer.ffn {
+                let metric =
+                    self.metric(ffn.up.weight.cols(), states.len(), |i| Ok(states[i].clone()))?;
+                changes.push(self.pack(&mut ffn.up, Some(&metric))?);
+                let metric = {
+                    let run = RunFeedForward::new(ffn, activation, eps)?;
+                    self.metric(ffn.units(), states.len(), |i| Ok(run.units(&states[i])))?
+                };
+                changes.push(self.pack(&mut ffn.down, Some(&metric))?);
+                let run = RunFeedForward::new(ffn, activation, eps)?;
+                states =
+                    all(batches.len(), |i| Ok(run.finish(&run.units(&states[i]), &states[i])))?;
+            }
+            cx.progress.step()?;
+        }
+        Ok(())
+    }
+
+    /// Packs one layer; `metric` comes from what it multiplies.
+    fn pack(&self, linear: &mut Linear, metric: Option<&Metric>) -> Result<Change> {
+        let before = linear.clone();
+        let (binary, error) = self.encode(&linear.weight, metric)?;
+        linear.weight = Weight::Binary(binary);
+        Ok(Change::new(&before, linear, Some(error)))
+    }
+
+    fn pack_embeddings(&self, model: &mut Model) -> Result<Change> {
+        let word = |m: &Model| Linear { weight: m.embeddings.word.clone(), bias: None };
+        let before = word(model);
+        let (binary, error) = self.encode(&model.embeddings.word, None)?;
+        model.embeddings.word = Weight::Binary(binary);
+        // A copy of the table under the decoder's name would contradict the packed one.
+        if model.config.tied {
+            let copy = format!("{}.weight", model.family.masked_lm.decoder);
+            model.unused.retain(|t| t.name != copy);
+        }
+        Ok(Change::new(&before, &word(model), Some(error)))
+    }
+
+    /// Second moments of what a layer multiplies, `input` by batch.
+    fn metric(
+        &self,
+        width: usize,
+        batches: usize,
+        input: impl Fn(usize) -> Result<Vec<f32>> + Sync,
+    ) -> Result<Metric> {
+        let mut moments = Moments::new(width, 0);
+        sweep(batches, input, |_, x| {
+            moments.add(&x, &[]);
+            Ok(())
+        })?;
+        Ok(Metric::new(&moments, self.damp))
+    }
+
+    /// `W ≈ planes + U·V`: signs and residual are fitted in turn, and the best round counts.
+    fn encode(&self, weight: &Weight, metric: Option<&Metric>) -> Result<(Binary, f64)> {
+        let tensor = weight.dense()?;
+        let (rows, cols) = (weight.rows(), weight.cols());
+        let w = tensor.to_f32()?;
+        let rank = self.rank.min(rows).min(cols);
+        let group = if self.group == 0 { cols.max(1) } else { self.group.min(cols.max(1)) };
+        let rounds = if rank == 0 { 1 } else { self.rounds };
+        let mut low_rank = None;
+        let mut best: Option<(Binary, f64)> = None;
+        for _ in 0..rounds {
+            let rest = residual::minus(&w, low_rank.as_ref(), cols);
+            let codes = Codes::fit(&rest, (rows, cols), self.planes, group);
+            let codes = match metric {
+                Some(metric) => codes.compensate(&rest, &metric.factor, &metric.order),
+                None => codes,
+            };
+            if rank > 0 {
+                let rest: Vec<f32> = w.iter().zip(codes.to_dense()).map(|(w, q)| w - q).collect();
+                low_rank = Some(residual::low_rank(&rest, (rows, cols), rank, metric));
+            }
+            let (signs, scales) = codes.planes();
+            let name = weight.name().to_string();
+            let binary = Binary::new(name, (rows, cols), group, &signs, &scales, low_rank.clone());
+            let error = residual::relative_error(&w, &binary.to_dense(), cols, metric);
+            if best.as_ref().is_none_or(|(_, least)| error < *least) {
+                best = Some((binary, error));
+            }
+        }
+        Ok(best.expect("there is at least one round"))
+    }
+}
+
+fn linears_mut(layer: &mut Layer) -> Vec<&mut Linear> {
+    let mut linears = Vec::new();
+    if let Some(a) = &mut layer.attention {
+        linears.extend([&mut a.query, &mut a.key, &mut a.value, &mut a.output]);
+    }
+    if let Some(f) = &mut layer.ffn {
+        linears.extend([&mut f.up, &mut f.down]);
+    }
+    linears
+}
+
+fn all(n: usize, compute: impl Fn(usize) -> Result<Vec<f32>> + Sync) -> Result<Vec<Vec<f32>>> {
+    let mut items = Vec::with_capacity(n);
+    sweep(n, compute, |_, item| {
+        items.push(item);
+        Ok(())
+    })?;
+    Ok(items)
+}

@@ -1,0 +1,9 @@
+//! The passes, one folder each.
+
+use crate::pass::Entry;
+
+pub mod binarize;
+pub mod prune;
+
+/// Every pass of this build, in the order `compress passes` lists them.
+pub const ALL: &[Entry] = &[prune::ENTRY, binarize::ENTRY];

@@ -1,0 +1,117 @@
+//! `compress eval MODEL --data FILE`
+
+use super::{ColumnArgs, ThreadArgs, max_tokens, needed_tokenizer, print, print_json};
+use clap::Args;
+use compress::data::tables::read_examples;
+use compress::eval::tasks::{Metric, Prepared, answer, fidelity, metrics};
+use compress::model::{Model, Task};
+use compress::report::{count, metric_value, plain_table};
+use compress::runtime::Encoder;
+use compress::{Error, Result};
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Instant;
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// The checkpoint: a Hugging Face folder or a .safetensors file
+    model: PathBuf,
+    /// Examples: .tsv, .csv, .jsonl, or .txt
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Another model, to say how close the answers are to its answers
+    #[arg(long, value_name = "MODEL")]
+    teacher: Option<PathBuf>,
+    #[command(flatten)]
+    columns: ColumnArgs,
+    /// Tokens of a text that are read [default: what the model was made for, at most 128]
+    #[arg(long, value_name = "TOKENS")]
+    max_length: Option<usize>,
+    #[command(flatten)]
+    threads: ThreadArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn main(args: &EvalArgs) -> Result<()> {
+    args.threads.apply()?;
+    let model = Model::open(&args.model)?;
+    let tokenizer = needed_tokenizer(&args.model)?;
+    let tokens = max_tokens(&model, &tokenizer, &args.model, args.max_length)?;
+    let table = read_examples(&args.data, &args.columns.columns())?;
+    let labelled = table.examples.iter().all(|e| e.label.is_some());
+    let wanted = labelled || args.teacher.is_none();
+    let prepared = Prepared::new(&table, &model, &tokenizer, tokens, wanted, &args.data)?;
+    let encoder = Encoder::new(&model)?;
+    let start = Instant::now();
+    let answers = answer(&encoder, &prepared.batches, prepared.rows)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let judged = match prepared.targets.is_some() || args.teacher.is_none() {
+        true => metrics(&model, &prepared, &answers)?,
+        false => Vec::new(),
+    };
+    let against = match &args.teacher {
+        None => Vec::new(),
+        Some(path) => {
+            let teacher = Model::open(path)?;
+            check_comparable(&teacher, &model)?;
+            let theirs = answer(&Encoder::new(&teacher)?, &prepared.batches, prepared.rows)?;
+            fidelity(&model, &theirs, &answers)
+        }
+    };
+    let rate = prepared.tokens as f64 / seconds.max(1e-9);
+    if args.json {
+        return print_json(&json!({
+            "task": model.config.task.name(), "examples": prepared.examples, "tokens": prepared.tokens,
+            "max_length": tokens, "columns": prepared.columns, "labels": model.config.label_names(),
+            "metrics": judged, "fidelity": against,
+            "measured": {"seconds": seconds, "tokens_per_second": rate, "threads": rayon::current_num_threads()},
+        }));
+    }
+    let line = |m: &Metric| vec![m.name.to_string(), metric_value(m)];
+    let mut rows: Vec<Vec<String>> = judged.iter().map(line).collect();
+    if let (Task::SequenceClassification, Some(accuracy)) = (model.config.task, judged.first())
+        && accuracy.name == "accuracy"
+    {
+        let right = (accuracy.value * prepared.examples as f64).round() as u64;
+        rows.insert(
+            1,
+            vec![
+                "correct".into(),
+                format!("{} of {}", count(right), count(prepared.examples as u64)),
+            ],
+        );
+    }
+    rows.extend(
+        against.iter().map(|m| vec![format!("{} with the teacher", m.name), metric_value(m)]),
+    );
+    print(&plain_table(&["metric", "value (95 % interval)"], &rows))?;
+    let columns = &prepared.columns;
+    let named = [("text", &columns.text), ("pair", &columns.pair), ("label", &columns.label)];
+    let used: Vec<String> =
+        named.iter().filter_map(|(role, c)| c.as_ref().map(|c| format!("{role} `{c}`"))).collect();
+    print(&format!(
+        "\n{} examples ({}), {} tokens at most {tokens} a text, in {seconds:.2} s: {rate:.0} tokens/s on {} threads\n",
+        count(prepared.examples as u64),
+        if used.is_empty() { "one a line".into() } else { used.join(", ") },
+        count(prepared.tokens as u64),
+        rayon::current_num_threads(),
+    ))
+}
+
+fn check_comparable(teacher: &Model, model: &Model) -> Result<()> {
+    let (t, m) = (&teacher.config, &model.config);
+    let same = t.task == m.task && t.vocab == m.vocab && t.classes() == m.classes();
+    if same {
+        return Ok(());
+    }
+    let say = |c: &compress::model::Config| {
+        format!("{} with {} classes and {} words", c.task.name(), c.classes(), c.vocab)
+    };
+    Err(Error::Mismatch {
+        found: format!("the teacher is for {}", say(t)),
+        expected: format!("the model is for {}", say(m)),
+        advice: "give the model that this one was made from",
+    })
+}

@@ -1,0 +1,95 @@
+//! `compress inspect MODEL`
+
+use super::{print, print_json};
+use clap::Args;
+use compress::Result;
+use compress::checkpoint::Checkpoint;
+use compress::model::Model;
+use compress::model::cost::Part;
+use compress::report::{Summary, bytes, count, plain_table};
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The checkpoint: a Hugging Face folder or a .safetensors file
+    model: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn main(args: &InspectArgs) -> Result<()> {
+    let model = Model::open(&args.model)?;
+    let files = Checkpoint::open(&args.model)?.files;
+    let sizes = files.iter().map(|path| {
+        let read = |source| compress::Error::Read { path: path.clone(), source };
+        Ok(std::fs::metadata(path).map_err(read)?.len())
+    });
+    let summary = Summary::of(&model, sizes.sum::<Result<u64>>()?);
+    if args.json {
+        return print_json(&summary);
+    }
+    let config = &model.config;
+    let heads = summary.layers.iter().filter_map(|l| l.heads).max().unwrap_or(0);
+    print(&format!(
+        "{} with a head for {}{}\n{} layers, hidden {}, {heads} heads of {}, vocabulary {}, at most {} positions\n\n",
+        summary.family,
+        summary.task,
+        if config.labels.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", config.labels.join(", "))
+        },
+        summary.layers.len(),
+        summary.hidden,
+        summary.head_dim,
+        count(summary.vocab as u64),
+        config.max_positions,
+    ))?;
+    let total = summary.cost.total;
+    let row = |name: &str, part: &Part| {
+        vec![
+            name.to_string(),
+            count(part.params as u64),
+            bytes(part.bytes as u64),
+            format!("{:.1} %", 100.0 * part.bytes as f64 / total.bytes.max(1) as f64),
+        ]
+    };
+    let cost = &summary.cost;
+    let mut rows = vec![
+        row("embeddings", &cost.embeddings),
+        row("attention", &cost.attention),
+        row("feed-forward", &cost.ffn),
+        row("head", &cost.head),
+    ];
+    if cost.unused.params > 0 {
+        rows.push(row("unused", &cost.unused));
+    }
+    rows.push(row("total", &total));
+    print(&plain_table(&["part", "parameters", "bytes", "share"], &rows))?;
+    let rows: Vec<Vec<String>> = summary
+        .layers
+        .iter()
+        .enumerate()
+        .map(|(i, l)| {
+            let or_gone = |n: Option<usize>| n.map_or("gone".into(), |n| n.to_string());
+            vec![
+                i.to_string(),
+                or_gone(l.heads),
+                or_gone(l.ffn),
+                count(l.params as u64),
+                l.forms.join(", "),
+            ]
+        })
+        .collect();
+    print("\n")?;
+    print(&plain_table(&["layer", "heads", "units", "parameters", "form"], &rows))?;
+    print(&format!(
+        "\nweight files: {}; {:.2} bits per weight of the layers\n{:.3} GFLOPs for {} x {} tokens\n",
+        bytes(summary.file_bytes),
+        summary.bits_per_weight,
+        summary.compute.flops as f64 / 1e9,
+        summary.compute.batch,
+        summary.compute.tokens,
+    ))
+}

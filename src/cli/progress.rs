@@ -1,0 +1,70 @@
+//! Progress on stderr, and Ctrl-C.
+
+use compress::pass::Progress;
+use compress::{Error, Result};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Ctrl-C and SIGTERM ask the run to stop and clean up; the second time they end it at once.
+pub fn catch_signals() {
+    let handler = || {
+        if INTERRUPTED.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+    };
+    // Where no handler can be set, a signal ends the process, and the next run removes what it left.
+    let _ = ctrlc::set_handler(handler);
+}
+
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// A bar with the time left on a terminal, nothing elsewhere.
+pub struct Bar {
+    bar: Mutex<ProgressBar>,
+    draw: bool,
+}
+
+impl Bar {
+    pub fn new(quiet: bool) -> Bar {
+        let draw = !quiet && std::io::stderr().is_terminal();
+        Bar { bar: Mutex::new(ProgressBar::hidden()), draw }
+    }
+
+    fn bar(&self) -> std::sync::MutexGuard<'_, ProgressBar> {
+        self.bar.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub fn finish(&self) {
+        self.bar().finish_and_clear();
+    }
+}
+
+impl Progress for Bar {
+    fn start(&self, what: &str, total: usize) {
+        let mut bar = self.bar();
+        bar.finish_and_clear();
+        if self.draw {
+            let template = if std::env::var_os("NO_COLOR").is_some() {
+                "{msg:<22} [{bar:30}] {pos}/{len}, {eta} left"
+            } else {
+                "{msg:<22} [{bar:30.cyan}] {pos}/{len}, {eta} left"
+            };
+            let style = ProgressStyle::with_template(template).expect("a constant template");
+            *bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr())
+                .with_style(style.progress_chars("=> "))
+                .with_message(what.to_string());
+            bar.tick();
+        }
+    }
+
+    fn step(&self) -> Result<()> {
+        self.bar().inc(1);
+        if interrupted() { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}

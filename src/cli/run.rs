@@ -1,0 +1,168 @@
+//! `compress --passes … MODEL -o OUT`
+
+use super::{
+    ColumnArgs, ThreadArgs, max_tokens, needed_tokenizer, print, print_json, progress, tokenizer,
+};
+use clap::Args;
+use compress::checkpoint::OutputFolder;
+use compress::data::tables::{Columns, read_examples};
+use compress::data::{Calibration, Source};
+use compress::eval::tasks::Prepared;
+use compress::model::Model;
+use compress::pipeline::{self, Options};
+use compress::recipe::Recipe;
+use compress::report;
+use compress::{Error, Result};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Passes in the order they run, with options: 'prune(sparsity=0.5),binarize(planes=2)'
+    #[arg(long, value_name = "PASSES", required_unless_present = "recipe")]
+    passes: Option<String>,
+
+    /// A TOML file with the passes instead
+    #[arg(long, value_name = "FILE", conflicts_with = "passes")]
+    recipe: Option<PathBuf>,
+
+    /// Override one option, as `prune.sparsity=0.6`; may be given again
+    #[arg(long, value_name = "PASS.OPTION=VALUE")]
+    set: Vec<String>,
+
+    /// The checkpoint: a Hugging Face folder, or a .safetensors file with config.json beside it
+    #[arg(required = true)]
+    model: Option<PathBuf>,
+
+    /// The folder to write; must be new or empty
+    #[arg(short, long, value_name = "OUT", required = true)]
+    output: Option<PathBuf>,
+
+    /// Text that the passes watch the model on (.txt, .tsv, .csv, .jsonl), `builtin`, or `none`
+    #[arg(long, value_name = "FILE", default_value = "builtin")]
+    calib: String,
+
+    /// The most texts to take of it; more are drawn by --seed
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    calib_texts: usize,
+
+    /// Examples to judge the output by, before and after
+    #[arg(long, value_name = "FILE")]
+    eval: Option<PathBuf>,
+
+    #[command(flatten)]
+    columns: ColumnArgs,
+
+    /// Tokens of a text that are read [default: what the model was made for, at most 128]
+    #[arg(long, value_name = "TOKENS")]
+    max_length: Option<usize>,
+
+    /// All randomness derives from it
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    #[command(flatten)]
+    threads: ThreadArgs,
+
+    /// Replace an output folder that has content
+    #[arg(long)]
+    force: bool,
+
+    /// Weight files larger than this are split, in MB
+    #[arg(long, value_name = "MB", default_value_t = 5000)]
+    max_shard_size: u64,
+
+    /// Print the report as JSON instead of a table
+    #[arg(long)]
+    json: bool,
+
+    /// No progress on stderr
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+pub fn main(args: &RunArgs) -> Result<()> {
+    let input = args.model.as_deref().expect("clap requires it");
+    let output = args.output.as_deref().expect("clap requires it");
+    args.threads.apply()?;
+    let recipe = match &args.recipe {
+        Some(path) => {
+            let read = |source| Error::Read { path: path.clone(), source };
+            Recipe::from_toml(&std::fs::read_to_string(path).map_err(read)?, &args.set)?
+        }
+        None => Recipe::parse(args.passes.as_deref().unwrap_or_default(), &args.set)?,
+    };
+    let model = Model::open(input)?;
+    let folder = OutputFolder::create(output, input, args.force)?;
+    let calibration = calibration(args, &model, input)?;
+    let eval = match &args.eval {
+        None => None,
+        Some(path) => {
+            let tokenizer = needed_tokenizer(input)?;
+            let tokens = max_tokens(&model, &tokenizer, input, args.max_length)?;
+            let table = read_examples(path, &args.columns.columns())?;
+            let prepared = Prepared::new(&table, &model, &tokenizer, tokens, true, path)?;
+            Some((prepared, file_name(path)))
+        }
+    };
+    let bar = progress::Bar::new(args.quiet);
+    let options = Options {
+        seed: args.seed,
+        calibration: calibration.as_ref(),
+        eval: eval.as_ref().map(|(prepared, name)| (prepared, name.as_str())),
+        max_shard_bytes: args.max_shard_size.max(1).saturating_mul(1_000_000),
+        measure: true,
+        progress: &bar,
+        interrupted: &progress::interrupted,
+    };
+    let done = pipeline::run(&model, input, &recipe, folder, &options);
+    bar.finish();
+    let done = done?;
+    if args.json {
+        return print_json(&json!({
+            "output": done.output, "report": done.report, "measured": done.measured,
+        }));
+    }
+    let text = match &done.report.calibration {
+        Some(c) => format!("{} ({} texts, {} tokens)", c.source, c.texts, c.tokens),
+        None => "none: weights alone".into(),
+    };
+    print(&report::before_after(&done.report, &done.measured))?;
+    print(&format!(
+        "\ncalibration text: {text}\nwrote {} in {:.1} s; report.md in it has the details\n",
+        output.display(),
+        done.measured.wall_seconds
+    ))
+}
+
+fn calibration(args: &RunArgs, model: &Model, input: &Path) -> Result<Option<Calibration>> {
+    let (source, tokenizer) = match args.calib.as_str() {
+        "none" => return Ok(None),
+        // Without a tokenizer the passes do with weights, and the report says so.
+        "builtin" => match tokenizer(input)? {
+            Some(tokenizer) => (Source::Builtin, tokenizer),
+            None => return Ok(None),
+        },
+        path => {
+            // Column names are those of --eval's file; here they hold only if the file has them too.
+            let columns = match &args.eval {
+                Some(eval) if Path::new(path) != eval => Columns::default(),
+                _ => args.columns.columns(),
+            };
+            (Source::File { path: path.into(), columns }, needed_tokenizer(input)?)
+        }
+    };
+    if args.calib_texts == 0 {
+        return Err(Error::Usage {
+            found: "--calib-texts is 0".into(),
+            advice: "give at least 1, or --calib none".into(),
+        });
+    }
+    let tokens = max_tokens(model, &tokenizer, input, args.max_length)?;
+    Calibration::read(&source, &tokenizer, &model.config, args.calib_texts, tokens, args.seed)
+        .map(Some)
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+}

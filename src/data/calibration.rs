@@ -1,0 +1,126 @@
+//! Text for passes to watch the model on.
+
+use super::batches::bucket;
+use super::labels::{Targets, targets};
+use super::tables::{Columns, Example, read_examples};
+use super::tokenizer::Tokenizer;
+use crate::Result;
+use crate::model::{Config, Task};
+use crate::runtime::Batch;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use std::path::PathBuf;
+
+/// Sentences written for this project (docs/architecture.md), one a line.
+const BUILTIN: &str = include_str!("calibration.txt");
+
+/// Batches of a text, and what it was.
+#[derive(Debug, Clone)]
+pub struct Calibration {
+    pub batches: Vec<Batch>,
+    /// Every eighth text: no pass sees it, the report judges by it.
+    pub held_out: Vec<Batch>,
+    /// By `Batch::rows`; `None` where the text has no labels or the model's head takes none.
+    pub targets: Option<Targets>,
+    /// In the words of reports: `built-in text`, or the file's name.
+    pub source: String,
+    pub texts: usize,
+    pub tokens: usize,
+}
+
+/// Where the text comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Source {
+    Builtin,
+    File { path: PathBuf, columns: Columns },
+}
+
+/// Tokens of a calibration batch: small enough that a group of batches fits in little memory.
+const BATCH_TOKENS: usize = 512;
+
+impl Calibration {
+    /// Reads at most `limit` texts, drawn by `seed` where there are more, of at most `max_tokens` tokens.
+    ///
+    /// # Errors
+    /// What [`read_examples`], [`targets`] and the tokenizer refuse.
+    pub fn read(
+        source: &Source,
+        tokenizer: &Tokenizer,
+        config: &Config,
+        limit: usize,
+        max_tokens: usize,
+        seed: u64,
+    ) -> Result<Calibration> {
+        let (mut examples, name) = match source {
+            Source::Builtin => {
+                let lines = BUILTIN.lines().filter(|l| !l.trim().is_empty());
+                let example = |(i, text): (usize, &str)| Example {
+                    text: text.to_string(),
+                    pair: None,
+                    label: None,
+                    line: i + 1,
+                };
+                (lines.enumerate().map(example).collect::<Vec<_>>(), "built-in text".to_string())
+            }
+            Source::File { path, columns } => {
+                let name =
+                    path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
+                (read_examples(path, columns)?.examples, name)
+            }
+        };
+        sample(&mut examples, limit, seed);
+        let labelled = config.task == Task::SequenceClassification
+            && examples.iter().all(|e| e.label.is_some());
+        let targets = match source {
+            Source::File { path, .. } if labelled => {
+                Some(targets(&examples, &config.label_names(), config.regression, path)?)
+            }
+            _ => None,
+        };
+        let encoded = tokenizer.encode_all(&examples, max_tokens)?;
+        let mut batches = bucket(&encoded, BATCH_TOKENS, BATCH_TOKENS);
+        let held_out = hold_out(&mut batches);
+        let texts = batches.iter().map(Batch::texts).sum();
+        let tokens = batches.iter().map(Batch::tokens).sum();
+        Ok(Calibration { batches, held_out, targets, source: name, texts, tokens })
+    }
+}
+
+/// Moves every eighth text into batches of its own. One text alone stays.
+fn hold_out(batches: &mut Vec<Batch>) -> Vec<Batch> {
+    let (mut kept, mut held) = (Vec::new(), Vec::new());
+    for batch in batches.iter() {
+        let (mut keep, mut hold) = (Batch::default(), Batch::default());
+        for (text, &row) in batch.rows.iter().enumerate() {
+            let span = batch.starts[text]..batch.starts[text + 1];
+            let target = if row % 8 == 7 { &mut hold } else { &mut keep };
+            target.push(&batch.ids[span.clone()], &batch.type_ids[span], row);
+        }
+        kept.extend((keep.texts() > 0).then_some(keep));
+        held.extend((hold.texts() > 0).then_some(hold));
+    }
+    *batches = kept;
+    held
+}
+
+/// Keeps `limit` items in their order, chosen by `seed`: a partial Fisher-Yates shuffle.
+fn sample(examples: &mut Vec<Example>, limit: usize, seed: u64) {
+    if examples.len() <= limit {
+        return;
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut order: Vec<usize> = (0..examples.len()).collect();
+    for i in 0..limit {
+        let j = i + (rng.next_u64() % (order.len() - i) as u64) as usize;
+        order.swap(i, j);
+    }
+    order.truncate(limit);
+    order.sort_unstable();
+    let mut keep = order.into_iter().peekable();
+    let mut index = 0;
+    examples.retain(|_| {
+        let kept = keep.next_if_eq(&index).is_some();
+        index += 1;
+        kept
+    });
+}

@@ -1,0 +1,11 @@
+//! Texts to batches: files of examples, their labels, tokens, and batches without padding.
+
+pub mod batches;
+pub mod labels;
+pub mod tables;
+pub mod tokenizer;
+
+mod calibration;
+
+pub use calibration::{Calibration, Source};
+pub use labels::Targets;

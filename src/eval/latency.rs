@@ -1,0 +1,71 @@
+//! How long a forward pass takes.
+
+use crate::Result;
+use crate::runtime::{Batch, Encoder, NoObserver};
+use serde::Serialize;
+use std::time::Instant;
+
+/// Latency of one text on one thread, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Latency {
+    pub tokens: usize,
+    pub runs: usize,
+    pub median_ms: f64,
+    pub min_ms: f64,
+    pub max_ms: f64,
+}
+
+/// Times `runs` passes over one text of `tokens` tokens each for several models in turn, so that all of
+/// them see the same noise; the first round warms up and does not count.
+///
+/// # Errors
+/// As [`Encoder::forward`].
+pub fn measure(encoders: &[&Encoder], tokens: usize, runs: usize) -> Result<Vec<Latency>> {
+    let mut times = vec![Vec::with_capacity(runs); encoders.len()];
+    for run in 0..=runs {
+        for (encoder, times) in encoders.iter().zip(&mut times) {
+            let batch = synthetic(encoder, tokens);
+            let start = Instant::now();
+            encoder.forward(&batch, None, &mut NoObserver)?;
+            if run > 0 {
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+    }
+    let summary = |mut times: Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        Latency {
+            tokens,
+            runs,
+            median_ms: times[times.len() / 2],
+            min_ms: times[0],
+            max_ms: times[times.len() - 1],
+        }
+    };
+    Ok(times.into_iter().map(summary).collect())
+}
+
+/// A text of `tokens` tokens spread over the vocabulary, always the same.
+pub fn synthetic(encoder: &Encoder, tokens: usize) -> Batch {
+    let config = &encoder.model.config;
+    let ids: Vec<u32> = (0..tokens)
+        .map(|i| {
+            let id = ((i * 7919 + 13) % config.vocab) as u32;
+            if id == config.pad_id { (id + 1) % config.vocab as u32 } else { id }
+        })
+        .collect();
+    let mut batch = Batch::default();
+    batch.push(&ids, &vec![0; tokens], 0);
+    batch
+}
+
+/// The most tokens that a text of this model may have, special ones included.
+pub fn max_tokens(encoder_config: &crate::model::Config, family: &crate::model::Family) -> usize {
+    use crate::model::family::Positions;
+    let offset = match family.positions {
+        Positions::FromZero => 0,
+        Positions::AfterPadding => encoder_config.pad_id as usize + 1,
+        Positions::AfterOne => 2,
+    };
+    encoder_config.max_positions.saturating_sub(offset).max(1)
+}

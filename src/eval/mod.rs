@@ -1,0 +1,5 @@
+//! How good and how fast a model is.
+
+pub mod latency;
+pub mod metrics;
+pub mod tasks;

@@ -1,0 +1,255 @@
+//! A matrix as sign planes, scales and a low-rank residual.
+
+use crate::checkpoint::{Checkpoint, Dtype, Tensor};
+use crate::{Error, Result};
+use half::f16;
+
+/// `W ≈ Σ_k diag(scale_k) · B_k + U·V`, with `B_k ∈ {−1, +1}` (BiPFT notes, §5.1).
+///
+/// Scales and factors hold values that their stored dtype represents exactly, so that the model in
+/// memory and the model read back are the same numbers. Build it with [`Binary::new`].
+#[derive(Debug, Clone)]
+pub struct Binary {
+    /// Tensor prefix in the checkpoint: signs are at `{name}.weight_packed`.
+    pub name: String,
+    pub rows: usize,
+    pub cols: usize,
+    pub planes: usize,
+    /// Columns that share a scale; `cols` for one scale a row. The last group may be shorter.
+    pub group: usize,
+    /// `[planes, rows, ceil(cols / 32)]`: bit `c % 32` of word `c / 32` is 1 for +1, tail bits are 0.
+    pub signs: Vec<u32>,
+    /// `[planes, rows, ceil(cols / group)]`
+    pub scales: Vec<f32>,
+    /// F16, or F32 when a scale is too small for it.
+    pub scale_dtype: Dtype,
+    pub low_rank: Option<LowRank>,
+}
+
+/// `U·V`: `u` is `[rows, rank]`, `v` is `[rank, cols]`, both rounded to f16.
+#[derive(Debug, Clone)]
+pub struct LowRank {
+    pub rank: usize,
+    pub u: Vec<f32>,
+    pub v: Vec<f32>,
+}
+
+/// Below this, f16 has fewer than its 11 significant bits (its smallest normal number).
+const F16_NORMAL: f32 = 6.1e-5;
+
+impl Binary {
+    /// Packs `signs` (`true` = +1, `[planes, rows, cols]`) with `scales` and rounds what is stored
+    /// in f16.
+    ///
+    /// # Panics
+    /// If the lengths do not fit the shape: a bug in the caller.
+    pub fn new(
+        name: String,
+        (rows, cols): (usize, usize),
+        group: usize,
+        signs: &[bool],
+        scales: &[f32],
+        low_rank: Option<LowRank>,
+    ) -> Binary {
+        let planes = signs.len() / (rows * cols).max(1);
+        assert_eq!(signs.len(), planes * rows * cols, "signs of {rows}x{cols} planes");
+        assert_eq!(scales.len(), planes * rows * cols.div_ceil(group), "scales of {rows} rows");
+        let words = cols.div_ceil(32);
+        let mut packed = vec![0u32; planes * rows * words];
+        for (row, line) in signs.chunks_exact(cols.max(1)).enumerate() {
+            for (c, _) in line.iter().enumerate().filter(|(_, s)| **s) {
+                packed[row * words + c / 32] |= 1 << (c % 32);
+            }
+        }
+        let small = scales.iter().any(|s| s.abs() < F16_NORMAL || s.abs() > 65504.0);
+        let scale_dtype = if small { Dtype::F32 } else { Dtype::F16 };
+        let scales =
+            scales.iter().map(|&s| if small { s } else { f16::from_f32(s).to_f32() }).collect();
+        let round = |values: Vec<f32>| values.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
+        let low_rank = low_rank.map(|l| LowRank { rank: l.rank, u: round(l.u), v: round(l.v) });
+        Binary { name, rows, cols, planes, group, signs: packed, scales, scale_dtype, low_rank }
+    }
+
+    /// The matrix it stands for, `[rows, cols]`.
+    pub fn to_dense(&self) -> Vec<f32> {
+        let mut dense = vec![0.0; self.rows * self.cols];
+        if self.cols > 0 {
+            dense.chunks_exact_mut(self.cols).enumerate().for_each(|(r, out)| self.add_row(r, out));
+        }
+        dense
+    }
+
+    /// Adds row `row` of the matrix it stands for to `out`, `[cols]`.
+    pub fn add_row(&self, row: usize, out: &mut [f32]) {
+        let words = self.cols.div_ceil(32);
+        let groups = self.cols.div_ceil(self.group);
+        for plane in 0..self.planes {
+            let line = plane * self.rows + row;
+            let signs = &self.signs[line * words..(line + 1) * words];
+            let scales = &self.scales[line * groups..(line + 1) * groups];
+            for (c, o) in out.iter_mut().enumerate() {
+                let scale = scales[c / self.group];
+                *o += if signs[c / 32] >> (c % 32) & 1 == 1 { scale } else { -scale };
+            }
+        }
+        if let Some(low) = &self.low_rank {
+            for (r, &u) in low.u[row * low.rank..(row + 1) * low.rank].iter().enumerate() {
+                let v = &low.v[r * self.cols..(r + 1) * self.cols];
+                out.iter_mut().zip(v).for_each(|(o, v)| *o += u * v);
+            }
+        }
+    }
+
+    /// The tensors it is stored as (docs/format.md).
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let words: Vec<i32> = bytemuck::cast_slice(&self.signs).to_vec();
+        let groups = self.cols.div_ceil(self.group);
+        let (planes, rows, cols) = (self.planes, self.rows, self.cols);
+        let at = |part: &str| format!("{}.{part}", self.name);
+        let scale_shape = if groups == 1 { vec![planes, rows] } else { vec![planes, rows, groups] };
+        let shape = [rows as i64, cols as i64];
+        let mut tensors = vec![
+            Tensor::from_i32(at("weight_packed"), &[planes, rows, cols.div_ceil(32)], &words),
+            Tensor::from_f32(at("weight_scale"), &scale_shape, &self.scales, self.scale_dtype),
+            Tensor::from_i64(at("weight_shape"), &[2], &shape),
+        ];
+        if let Some(low) = &self.low_rank {
+            let factor = |part, shape: &[usize], values: &[f32]| {
+                Tensor::from_f32(at(part), shape, values, Dtype::F16)
+            };
+            tensors.push(factor("lowrank_u", &[rows, low.rank], &low.u));
+            tensors.push(factor("lowrank_v", &[low.rank, cols], &low.v));
+        }
+        tensors
+    }
+
+    /// Reads the tensors at `name`, if the checkpoint has a packed matrix there, and takes them out
+    /// of it. `group` is what config.json says of it; `None` for one scale a row.
+    ///
+    /// # Errors
+    /// When parts are missing or do not fit `shape` or each other.
+    pub fn take(
+        checkpoint: &mut Checkpoint,
+        name: &str,
+        shape: [usize; 2],
+        group: Option<usize>,
+    ) -> Result<Option<Binary>> {
+        let Some(packed) = checkpoint.take(&format!("{name}.weight_packed")) else {
+            return Ok(None);
+        };
+        let [rows, cols] = shape;
+        let mut part = |part: &str| {
+            let name = format!("{name}.{part}");
+            let expected = format!("the packed matrix `{}`", packed.name);
+            checkpoint.take(&name).ok_or(Error::MissingTensor { name, expected })
+        };
+        let stated = part("weight_shape")?;
+        if *stated.to_i64()? != [rows as i64, cols as i64] {
+            let found = stated.to_i64()?.iter().map(|&d| d.max(0) as usize).collect();
+            return Err(wrong_shape(&stated, Some(found), &[rows, cols]));
+        }
+        let planes = packed.shape.first().copied().unwrap_or(0);
+        let words = [planes, rows, cols.div_ceil(32)];
+        if packed.shape != words || !(1..=4).contains(&planes) {
+            return Err(wrong_shape(&packed, None, &[planes.clamp(1, 4), words[1], words[2]]));
+        }
+        let group = group.unwrap_or(cols).max(1);
+        let groups = cols.div_ceil(group);
+        let scale = part("weight_scale")?;
+        let expected = if groups == 1 { vec![planes, rows] } else { vec![planes, rows, groups] };
+        if scale.shape != expected {
+            return Err(wrong_shape(&scale, None, &expected));
+        }
+        scale.check_finite()?;
+        let u = checkpoint.take(&format!("{name}.lowrank_u"));
+        let v = checkpoint.take(&format!("{name}.lowrank_v"));
+        let low_rank = match (u, v) {
+            (None, None) => None,
+            (Some(u), Some(v)) => {
+                let rank = u.shape.get(1).copied().unwrap_or(0);
+                for (factor, expected) in [(&u, [rows, rank]), (&v, [rank, cols])] {
+                    if factor.shape != expected {
+                        return Err(wrong_shape(factor, None, &expected));
+                    }
+                    factor.check_finite()?;
+                }
+                Some(LowRank { rank, u: u.to_f32()?.into_owned(), v: v.to_f32()?.into_owned() })
+            }
+            (u, _) => {
+                let missing = if u.is_some() { "lowrank_v" } else { "lowrank_u" };
+                let expected = format!("the packed matrix `{}`", packed.name);
+                return Err(Error::MissingTensor { name: format!("{name}.{missing}"), expected });
+            }
+        };
+        Ok(Some(Binary {
+            name: name.to_string(),
+            rows,
+            cols,
+            planes,
+            group,
+            signs: packed.to_i32()?.iter().map(|&w| w as u32).collect(),
+            scales: scale.to_f32()?.into_owned(),
+            scale_dtype: scale.dtype,
+            low_rank,
+        }))
+    }
+}
+
+fn wrong_shape(tensor: &Tensor, found: Option<Vec<usize>>, expected: &[usize]) -> Error {
+    Error::Shape {
+        name: tensor.name.clone(),
+        found: found.unwrap_or_else(|| tensor.shape.clone()),
+        expected: expected.to_vec(),
+        key: "the `compress` entry and the sizes".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn unpacking_gives_back_the_signs(
+            rows in 1..5usize, cols in 1..70usize, planes in 1..4usize, seed in any::<u64>(),
+        ) {
+            let signs: Vec<bool> =
+                (0..planes * rows * cols).map(|i| (seed.rotate_left(i as u32 % 64) ^ i as u64) & 1 == 1).collect();
+            // Powers of two: every one of the 2^planes sums is distinct and exact.
+            let scales: Vec<f32> =
+                (0..planes).flat_map(|k| vec![f32::powi(2.0, -(k as i32)); rows]).collect();
+            let binary = Binary::new("w".into(), (rows, cols), cols, &signs, &scales, None);
+            let dense = binary.to_dense();
+            for (i, &value) in dense.iter().enumerate() {
+                let expected: f32 = (0..planes)
+                    .map(|k| f32::powi(2.0, -(k as i32)) * if signs[k * rows * cols + i] { 1.0 } else { -1.0 })
+                    .sum();
+                prop_assert_eq!(value, expected);
+            }
+            let set: u32 = binary.signs.iter().map(|w| w.count_ones()).sum();
+            prop_assert_eq!(set as usize, signs.iter().filter(|s| **s).count());
+        }
+    }
+
+    #[test]
+    fn a_group_scales_its_own_columns_and_the_last_may_be_short() {
+        let scales = [1.0, 2.0, 4.0];
+        let binary =
+            Binary::new("w".into(), (1, 5), 2, &[true, false, true, true, false], &scales, None);
+        assert_eq!(binary.to_dense(), [1.0, -1.0, 2.0, 2.0, -4.0]);
+    }
+
+    #[test]
+    fn tiny_scales_are_stored_in_f32() {
+        let binary = Binary::new("w".into(), (1, 1), 1, &[true], &[1e-6], None);
+        assert_eq!((binary.scale_dtype, binary.to_dense()[0]), (Dtype::F32, 1e-6));
+    }
+
+    #[test]
+    fn the_residual_is_added() {
+        let low_rank = Some(LowRank { rank: 1, u: vec![0.5, -1.0], v: vec![2.0, 4.0] });
+        let binary = Binary::new("w".into(), (2, 2), 2, &[true; 4], &[1.0, 1.0], low_rank);
+        assert_eq!(binary.to_dense(), [2.0, 3.0, -1.0, -3.0]);
+    }
+}

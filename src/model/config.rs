@@ -1,0 +1,325 @@
+//! config.json, parsed into what the encoder needs.
+
+use super::family::{self, Activation, Family};
+use crate::{Error, Result};
+use serde_json::Value;
+
+/// What a checkpoint was trained to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    SequenceClassification,
+    TokenClassification,
+    QuestionAnswering,
+    MaskedLm,
+    /// A sentence-transformers folder: pooled token states.
+    Embedding,
+    /// The encoder alone.
+    Bare,
+}
+
+impl Task {
+    /// In the words of reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Task::SequenceClassification => "sequence classification",
+            Task::TokenClassification => "token classification",
+            Task::QuestionAnswering => "question answering",
+            Task::MaskedLm => "masked LM",
+            Task::Embedding => "sentence embedding",
+            Task::Bare => "bare encoder",
+        }
+    }
+
+    const BY_SUFFIX: &[(&'static str, Task)] = &[
+        ("ForSequenceClassification", Task::SequenceClassification),
+        ("ForTokenClassification", Task::TokenClassification),
+        ("ForQuestionAnswering", Task::QuestionAnswering),
+        ("ForMaskedLM", Task::MaskedLm),
+        ("Model", Task::Bare),
+    ];
+}
+
+/// The numbers of one encoder, from config.json.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub hidden: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+    pub ffn: usize,
+    pub vocab: usize,
+    pub max_positions: usize,
+    /// Rows of the token type table; 0 where the family has none.
+    pub token_types: usize,
+    /// Rows of ERNIE's task type table; 0 when it is not used.
+    pub task_types: usize,
+    /// Width of the embedding tables; differs from `hidden` in small ELECTRAs.
+    pub embedding: usize,
+    pub eps: f32,
+    pub activation: Activation,
+    pub pad_id: u32,
+    pub tied: bool,
+    pub task: Task,
+    /// Class names by id; empty when config.json names none.
+    pub labels: Vec<String>,
+    /// The head predicts a number instead of a class.
+    pub regression: bool,
+    /// config.json as it was read; written back with one key more.
+    pub raw: Value,
+}
+
+/// Larger numbers in config.json are a mistake or an attack: no encoder comes near them.
+const LIMIT: u64 = 1 << 24;
+
+impl Config {
+    /// Reads config.json's content.
+    ///
+    /// # Errors
+    /// Unknown families, heads and activations are refused by name, with what is supported; numbers
+    /// that are missing, of the wrong type, zero, or inconsistent are named with what was expected.
+    pub fn parse(raw: Value) -> Result<(Config, &'static Family)> {
+        let Some(object) = raw.as_object() else {
+            return Err(config("(whole file)", kind(&raw), "a JSON object"));
+        };
+        let model_type = match object.get("model_type") {
+            Some(Value::String(s)) => s.clone(),
+            Some(other) => return Err(config("model_type", kind(other), "the name of a family")),
+            None => return Err(config("model_type", "missing", "the name of a family")),
+        };
+        let Some(family) = family::find(&model_type) else {
+            return Err(Error::Unsupported {
+                what: "model family",
+                found: model_type,
+                known: family::known(),
+            });
+        };
+        if object.contains_key("quantization_config") {
+            return Err(Error::Config {
+                key: "quantization_config".into(),
+                found: "set".into(),
+                expected: "a checkpoint with plain weights".into(),
+                advice: "start from the checkpoint as it was before quantization",
+            });
+        }
+        for key in ["is_decoder", "add_cross_attention"] {
+            if object.get(key).and_then(Value::as_bool) == Some(true) {
+                return Err(config(key, "true", "an encoder, with this key false"));
+            }
+        }
+        if let Some(found) = object.get("position_embedding_type").and_then(Value::as_str)
+            && found != "absolute"
+        {
+            return Err(Error::Unsupported {
+                what: "position_embedding_type",
+                found: found.into(),
+                known: "absolute".into(),
+            });
+        }
+        if family.relative_bias.is_some() {
+            let buckets = number_or(&raw, "relative_attention_num_buckets", 32)?;
+            if buckets != 32 {
+                return Err(config("relative_attention_num_buckets", buckets, "32"));
+            }
+        }
+
+        let keys = &family.keys;
+        let hidden = number(&raw, keys.hidden)?;
+        let heads = number(&raw, keys.heads)?;
+        if hidden % heads != 0 {
+            return Err(config(
+                keys.heads,
+                heads,
+                format!("a divisor of {} {hidden}", keys.hidden),
+            ));
+        }
+        let activation = match object.get(keys.activation) {
+            None => Activation::Gelu,
+            Some(value) => {
+                let name = value.as_str().unwrap_or_default();
+                Activation::from_name(name).ok_or_else(|| Error::Unsupported {
+                    what: "activation",
+                    found: value.to_string().trim_matches('"').into(),
+                    known: "gelu, gelu_new, gelu_pytorch_tanh, relu, silu, tanh".into(),
+                })?
+            }
+        };
+        let eps = match object.get("layer_norm_eps") {
+            None => family.default_eps,
+            Some(value) => value
+                .as_f64()
+                .filter(|e| (0.0..1.0).contains(e))
+                .ok_or_else(|| config("layer_norm_eps", value, "a number in [0, 1)"))?,
+        };
+        let use_task = object.get("use_task_id").and_then(Value::as_bool) == Some(true);
+        let task_types = match family.task_type {
+            Some(_) if use_task => number_or(&raw, "task_type_vocab_size", 3)?,
+            _ => 0,
+        };
+        let labels = labels(&raw)?;
+        let regression = match object.get("problem_type").and_then(Value::as_str) {
+            Some("multi_label_classification") => {
+                return Err(Error::Unsupported {
+                    what: "problem_type",
+                    found: "multi_label_classification".into(),
+                    known: "single_label_classification, regression".into(),
+                });
+            }
+            Some(found) => found == "regression",
+            None => labels.len() == 1,
+        };
+        let embedding = match family.project {
+            Some(_) => number_or(&raw, "embedding_size", hidden)?,
+            None => hidden,
+        };
+        let config = Config {
+            hidden,
+            layers: number(&raw, keys.layers)?,
+            heads,
+            head_dim: hidden / heads,
+            ffn: number(&raw, keys.ffn)?,
+            vocab: number(&raw, "vocab_size")?,
+            max_positions: number_or(&raw, "max_position_embeddings", 512)?,
+            token_types: match family.token_type {
+                Some(_) => number_or(&raw, "type_vocab_size", 2)?,
+                None => 0,
+            },
+            task_types,
+            embedding,
+            eps: eps as f32,
+            activation,
+            pad_id: raw.get("pad_token_id").and_then(Value::as_u64).unwrap_or(0) as u32,
+            tied: raw.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true),
+            task: task(&raw, family)?,
+            labels,
+            regression,
+            raw,
+        };
+        Ok((config, family))
+    }
+
+    /// A name for every class: those of `id2label`, else `LABEL_0` and so on, as Transformers does.
+    pub fn label_names(&self) -> Vec<String> {
+        if self.labels.is_empty() {
+            return (0..self.classes()).map(|i| format!("LABEL_{i}")).collect();
+        }
+        self.labels.clone()
+    }
+
+    /// Classes of a classifier head: from `id2label`, else `num_labels`, else 2 as Transformers does.
+    pub fn classes(&self) -> usize {
+        if !self.labels.is_empty() {
+            return self.labels.len();
+        }
+        self.raw.get("num_labels").and_then(Value::as_u64).map_or(2, |n| n as usize)
+    }
+}
+
+fn task(raw: &Value, family: &Family) -> Result<Task> {
+    let known = || {
+        let names = Task::BY_SUFFIX.iter().map(|(suffix, _)| format!("{}{suffix}", family.class));
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let found = match raw.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str) {
+        Some(name) => name,
+        None => {
+            return Err(Error::Config {
+                key: "architectures".into(),
+                found: "missing".into(),
+                expected: format!("one of {}", known()),
+                advice: "add the class that the checkpoint was saved from",
+            });
+        }
+    };
+    let suffix = found.strip_prefix(family.class);
+    suffix
+        .and_then(|s| Task::BY_SUFFIX.iter().find(|(known, _)| *known == s))
+        .map(|&(_, task)| task)
+        .ok_or_else(|| Error::Unsupported {
+            what: "architecture",
+            found: found.into(),
+            known: known(),
+        })
+}
+
+fn labels(raw: &Value) -> Result<Vec<String>> {
+    let Some(map) = raw.get("id2label").and_then(Value::as_object) else { return Ok(Vec::new()) };
+    (0..map.len())
+        .map(|id| match map.get(&id.to_string()) {
+            Some(Value::String(name)) => Ok(name.clone()),
+            Some(other) => Ok(other.to_string()),
+            None => Err(config("id2label", "ids with a hole", format!("an entry for class {id}"))),
+        })
+        .collect()
+}
+
+fn number(raw: &Value, key: &str) -> Result<usize> {
+    match raw.get(key) {
+        None => Err(config(key, "missing", "a positive integer")),
+        Some(value) => match value.as_u64() {
+            Some(n) if (1..LIMIT).contains(&n) => Ok(n as usize),
+            _ => Err(config(key, value, format!("an integer from 1 to {}", LIMIT - 1))),
+        },
+    }
+}
+
+fn number_or(raw: &Value, key: &str, default: usize) -> Result<usize> {
+    if raw.get(key).is_none_or(Value::is_null) { Ok(default) } else { number(raw, key) }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+fn config(key: &str, found: impl ToString, expected: impl ToString) -> Error {
+    Error::Config {
+        key: key.into(),
+        found: found.to_string(),
+        expected: expected.to_string(),
+        advice: "use the config.json that was saved with these weights",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn bert() -> Value {
+        json!({"model_type": "bert", "architectures": ["BertForSequenceClassification"],
+            "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 16, "vocab_size": 10, "id2label": {"0": "no", "1": "yes"}})
+    }
+
+    fn error(change: impl FnOnce(&mut Value)) -> String {
+        let mut raw = bert();
+        change(&mut raw);
+        Config::parse(raw).expect_err("a broken config").to_string()
+    }
+
+    #[test]
+    fn reads_a_bert() {
+        let (config, family) = Config::parse(bert()).expect("a config");
+        assert_eq!((config.head_dim, config.classes(), family.model_type), (4, 2, "bert"));
+        assert_eq!(config.labels, ["no", "yes"]);
+        assert!(!config.regression);
+    }
+
+    #[test]
+    fn refusals_name_what_was_found_and_what_is_known() {
+        insta::assert_snapshot!(error(|c| c["model_type"] = json!("modernbert")), @"model family `modernbert` is not supported; this build knows: bert, roberta, xlm-roberta, distilbert, electra, mpnet, ernie");
+        insta::assert_snapshot!(error(|c| c["architectures"] = json!(["BertForNextSentencePrediction"])), @"architecture `BertForNextSentencePrediction` is not supported; this build knows: BertForSequenceClassification, BertForTokenClassification, BertForQuestionAnswering, BertForMaskedLM, BertModel");
+        insta::assert_snapshot!(error(|c| c["num_attention_heads"] = json!(3)), @"config.json: `num_attention_heads` is 3, expected a divisor of hidden_size 8; use the config.json that was saved with these weights");
+        insta::assert_snapshot!(error(|c| c["hidden_size"] = json!(-1)), @"config.json: `hidden_size` is -1, expected an integer from 1 to 16777215; use the config.json that was saved with these weights");
+        insta::assert_snapshot!(error(|c| c["hidden_act"] = json!("mish")), @"activation `mish` is not supported; this build knows: gelu, gelu_new, gelu_pytorch_tanh, relu, silu, tanh");
+        insta::assert_snapshot!(error(|c| c["position_embedding_type"] = json!("relative_key")), @"position_embedding_type `relative_key` is not supported; this build knows: absolute");
+        insta::assert_snapshot!(error(|c| c["is_decoder"] = json!(true)), @"config.json: `is_decoder` is true, expected an encoder, with this key false; use the config.json that was saved with these weights");
+        insta::assert_snapshot!(error(|c| { c.as_object_mut().expect("object").remove("vocab_size"); }), @"config.json: `vocab_size` is missing, expected a positive integer; use the config.json that was saved with these weights");
+    }
+}

@@ -1,0 +1,289 @@
+//! The families this build reads, one table each.
+//!
+//! A family is data, not code: the names of its tensors by role, the names of its config keys, and
+//! its quirks as named options. The one encoder in `runtime` runs them all. To add a family, add a
+//! row; if a row cannot say what the family does, the missing feature belongs into these types.
+
+/// How token positions become rows of the position table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Positions {
+    /// Row `i` for the token at index `i` (BERT).
+    FromZero,
+    /// Counts tokens that are not padding, starting after the padding id (RoBERTa: the first token
+    /// has row `pad_token_id + 1`).
+    AfterPadding,
+    /// As `AfterPadding`, with a padding id that the code fixes at 1 whatever config.json says
+    /// (MPNet).
+    AfterOne,
+}
+
+/// What stands between the encoder and the last linear layer of a sequence classifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// The encoder's own `pooler.dense` with tanh, then `classifier` (BERT, ERNIE).
+    Pooler,
+    /// A dense layer of the head with this activation, then the output layer.
+    Dense { dense: &'static str, activation: Activation, out: &'static str },
+}
+
+/// The masked-LM head: dense, activation, LayerNorm, then the (tied) word table and a bias.
+#[derive(Debug, Clone, Copy)]
+pub struct MaskedLmNames {
+    pub dense: &'static str,
+    pub norm: &'static str,
+    /// `None`: the encoder's own activation.
+    pub activation: Option<Activation>,
+    /// Prefix of the decoder's weight, which repeats the word table when it is tied.
+    pub decoder: &'static str,
+    /// Full names under which the decoder's bias is found, the first one that exists counts.
+    pub bias: &'static [&'static str],
+}
+
+/// The element-wise functions that encoders use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · Φ(x)` with the exact normal distribution function.
+    Gelu,
+    /// The tanh approximation (`gelu_new`, `gelu_pytorch_tanh`).
+    GeluTanh,
+    Relu,
+    Silu,
+    Tanh,
+}
+
+impl Activation {
+    /// The activation that `hidden_act` names in config.json.
+    pub fn from_name(name: &str) -> Option<Activation> {
+        Some(match name {
+            "gelu" => Activation::Gelu,
+            "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
+            "relu" => Activation::Relu,
+            "silu" | "swish" => Activation::Silu,
+            "tanh" => Activation::Tanh,
+            _ => return None,
+        })
+    }
+}
+
+/// Names of the config.json keys that the families spell differently.
+#[derive(Debug, Clone, Copy)]
+pub struct Keys {
+    pub hidden: &'static str,
+    pub layers: &'static str,
+    pub heads: &'static str,
+    pub ffn: &'static str,
+    pub activation: &'static str,
+}
+
+const BERT_KEYS: Keys = Keys {
+    hidden: "hidden_size",
+    layers: "num_hidden_layers",
+    heads: "num_attention_heads",
+    ffn: "intermediate_size",
+    activation: "hidden_act",
+};
+
+/// One family of encoders: post-LayerNorm transformers that differ in names and quirks.
+#[derive(Debug)]
+pub struct Family {
+    /// `model_type` in config.json.
+    pub model_type: &'static str,
+    /// Start of the class names in `architectures`: `Bert` of `BertForMaskedLM`.
+    pub class: &'static str,
+    /// Put before the encoder's tensors when a head is saved with it.
+    pub prefix: &'static str,
+    pub keys: Keys,
+
+    pub word: &'static str,
+    pub position: &'static str,
+    pub token_type: Option<&'static str>,
+    /// ERNIE's task types, when config.json sets `use_task_id`; row 0 is added to every token.
+    pub task_type: Option<&'static str>,
+    pub embedding_norm: &'static str,
+    /// ELECTRA: from `embedding_size` to `hidden_size`, present when they differ.
+    pub project: Option<&'static str>,
+    pub positions: Positions,
+
+    /// Before the layer's number.
+    pub layer: &'static str,
+    pub query: &'static str,
+    pub key: &'static str,
+    pub value: &'static str,
+    pub attention_output: &'static str,
+    pub attention_norm: &'static str,
+    pub up: &'static str,
+    pub down: &'static str,
+    pub ffn_norm: &'static str,
+    /// MPNet's bias on attention scores by bucketed distance, `[32, heads]`, shared by all layers.
+    pub relative_bias: Option<&'static str>,
+
+    /// LayerNorm epsilon when config.json has no `layer_norm_eps`.
+    pub default_eps: f64,
+    pub pooler: Option<&'static str>,
+    pub classify: Pooling,
+    pub masked_lm: MaskedLmNames,
+}
+
+const BERT: Family = Family {
+    model_type: "bert",
+    class: "Bert",
+    prefix: "bert.",
+    keys: BERT_KEYS,
+    word: "embeddings.word_embeddings",
+    position: "embeddings.position_embeddings",
+    token_type: Some("embeddings.token_type_embeddings"),
+    task_type: None,
+    embedding_norm: "embeddings.LayerNorm",
+    project: None,
+    positions: Positions::FromZero,
+    layer: "encoder.layer.",
+    query: "attention.self.query",
+    key: "attention.self.key",
+    value: "attention.self.value",
+    attention_output: "attention.output.dense",
+    attention_norm: "attention.output.LayerNorm",
+    up: "intermediate.dense",
+    down: "output.dense",
+    ffn_norm: "output.LayerNorm",
+    relative_bias: None,
+    default_eps: 1e-12,
+    pooler: Some("pooler.dense"),
+    classify: Pooling::Pooler,
+    masked_lm: MaskedLmNames {
+        dense: "cls.predictions.transform.dense",
+        norm: "cls.predictions.transform.LayerNorm",
+        activation: None,
+        decoder: "cls.predictions.decoder",
+        bias: &["cls.predictions.bias", "cls.predictions.decoder.bias"],
+    },
+};
+
+const ROBERTA: Family = Family {
+    model_type: "roberta",
+    class: "Roberta",
+    prefix: "roberta.",
+    positions: Positions::AfterPadding,
+    default_eps: 1e-5,
+    classify: Pooling::Dense {
+        dense: "classifier.dense",
+        activation: Activation::Tanh,
+        out: "classifier.out_proj",
+    },
+    masked_lm: MaskedLmNames {
+        dense: "lm_head.dense",
+        norm: "lm_head.layer_norm",
+        activation: Some(Activation::Gelu),
+        decoder: "lm_head.decoder",
+        bias: &["lm_head.bias", "lm_head.decoder.bias"],
+    },
+    ..BERT
+};
+
+const XLM_ROBERTA: Family = Family { model_type: "xlm-roberta", class: "XLMRoberta", ..ROBERTA };
+
+const DISTILBERT: Family = Family {
+    model_type: "distilbert",
+    class: "DistilBert",
+    prefix: "distilbert.",
+    keys: Keys {
+        hidden: "dim",
+        layers: "n_layers",
+        heads: "n_heads",
+        ffn: "hidden_dim",
+        activation: "activation",
+    },
+    token_type: None,
+    layer: "transformer.layer.",
+    query: "attention.q_lin",
+    key: "attention.k_lin",
+    value: "attention.v_lin",
+    attention_output: "attention.out_lin",
+    attention_norm: "sa_layer_norm",
+    up: "ffn.lin1",
+    down: "ffn.lin2",
+    ffn_norm: "output_layer_norm",
+    pooler: None,
+    classify: Pooling::Dense {
+        dense: "pre_classifier",
+        activation: Activation::Relu,
+        out: "classifier",
+    },
+    masked_lm: MaskedLmNames {
+        dense: "vocab_transform",
+        norm: "vocab_layer_norm",
+        activation: None,
+        decoder: "vocab_projector",
+        bias: &["vocab_projector.bias"],
+    },
+    ..BERT
+};
+
+const ELECTRA: Family = Family {
+    model_type: "electra",
+    class: "Electra",
+    prefix: "electra.",
+    project: Some("embeddings_project"),
+    pooler: None,
+    classify: Pooling::Dense {
+        dense: "classifier.dense",
+        activation: Activation::Gelu,
+        out: "classifier.out_proj",
+    },
+    masked_lm: MaskedLmNames {
+        dense: "generator_predictions.dense",
+        norm: "generator_predictions.LayerNorm",
+        activation: Some(Activation::Gelu),
+        decoder: "generator_lm_head",
+        bias: &["generator_lm_head.bias"],
+    },
+    ..BERT
+};
+
+const MPNET: Family = Family {
+    model_type: "mpnet",
+    class: "MPNet",
+    prefix: "mpnet.",
+    token_type: None,
+    positions: Positions::AfterOne,
+    query: "attention.attn.q",
+    key: "attention.attn.k",
+    value: "attention.attn.v",
+    attention_output: "attention.attn.o",
+    attention_norm: "attention.LayerNorm",
+    relative_bias: Some("encoder.relative_attention_bias"),
+    ..ROBERTA
+};
+
+const ERNIE: Family = Family {
+    model_type: "ernie",
+    class: "Ernie",
+    prefix: "ernie.",
+    task_type: Some("embeddings.task_type_embeddings"),
+    ..BERT
+};
+
+/// Every family of this build.
+pub const ALL: &[Family] = &[BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, ELECTRA, MPNET, ERNIE];
+
+/// The family that `model_type` names.
+pub fn find(model_type: &str) -> Option<&'static Family> {
+    ALL.iter().find(|f| f.model_type == model_type)
+}
+
+/// The names of all families, for error messages.
+pub fn known() -> String {
+    ALL.iter().map(|f| f.model_type).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_is_found_by_its_own_name() {
+        for family in ALL {
+            assert_eq!(find(family.model_type).map(|f| f.class), Some(family.class));
+        }
+        assert!(find("deberta-v2").is_none());
+    }
+}

@@ -1,0 +1,184 @@
+//! Linear layers, tables and norms: what an encoder is built from, and the forms they are stored in.
+
+use super::binary::Binary;
+use crate::checkpoint::{Dtype, Tensor};
+use crate::{Error, Result};
+use std::borrow::Cow;
+
+/// `y = W·x + b` with `W` as `[out, in]`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    pub weight: Weight,
+    /// `[out]`
+    pub bias: Option<Tensor>,
+}
+
+/// The forms in which a matrix is stored, of linear layers and of embedding tables alike.
+///
+/// Closed on purpose: adding a form makes the compiler list every place that must handle it.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// F32, F16 or BF16, `[rows, cols]`.
+    Dense(Tensor),
+    Binary(Binary),
+}
+
+/// The scale and shift of a LayerNorm, `[hidden]` each.
+#[derive(Debug, Clone)]
+pub struct Norm {
+    pub weight: Tensor,
+    pub bias: Tensor,
+}
+
+impl Linear {
+    /// The tensors this layer is stored as.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let mut tensors = self.weight.tensors();
+        tensors.extend(self.bias.clone());
+        tensors
+    }
+
+    /// Weights and biases it stands for.
+    pub fn params(&self) -> usize {
+        self.weight.params() + self.bias.as_ref().map_or(0, Tensor::numel)
+    }
+
+    /// The layer with only the outputs at `keep`, in that order.
+    ///
+    /// # Errors
+    /// If the weight is not dense.
+    pub fn select_outputs(&self, keep: &[usize]) -> Result<Linear> {
+        let weight = Weight::Dense(select_rows(self.weight.dense()?, keep)?);
+        let bias = self.bias.as_ref().map(|b| select_rows(b, keep)).transpose()?;
+        Ok(Linear { weight, bias })
+    }
+
+    /// The layer with only the inputs at `keep`, in that order.
+    ///
+    /// # Errors
+    /// If the weight is not dense.
+    pub fn select_inputs(&self, keep: &[usize]) -> Result<Linear> {
+        let weight = Weight::Dense(select_cols(self.weight.dense()?, keep)?);
+        Ok(Linear { weight, bias: self.bias.clone() })
+    }
+}
+
+impl Weight {
+    /// Tensor prefix in the checkpoint, without `.weight`.
+    pub fn name(&self) -> &str {
+        match self {
+            Weight::Dense(tensor) => tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name),
+            Weight::Binary(binary) => &binary.name,
+        }
+    }
+
+    pub fn rows(&self) -> usize {
+        match self {
+            Weight::Dense(tensor) => tensor.shape[0],
+            Weight::Binary(binary) => binary.rows,
+        }
+    }
+
+    pub fn cols(&self) -> usize {
+        match self {
+            Weight::Dense(tensor) => tensor.shape[1],
+            Weight::Binary(binary) => binary.cols,
+        }
+    }
+
+    /// The matrix in f32, `[rows, cols]`; borrowed from the mapped file when that is what it holds.
+    pub fn to_f32(&self) -> Result<Cow<'_, [f32]>> {
+        match self {
+            Weight::Dense(tensor) => tensor.to_f32(),
+            Weight::Binary(binary) => Ok(Cow::Owned(binary.to_dense())),
+        }
+    }
+
+    /// Logical parameters: those of the matrix it stands for.
+    pub fn params(&self) -> usize {
+        self.rows() * self.cols()
+    }
+
+    pub fn tensors(&self) -> Vec<Tensor> {
+        match self {
+            Weight::Dense(tensor) => vec![tensor.clone()],
+            Weight::Binary(binary) => binary.tensors(),
+        }
+    }
+
+    /// Stored bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Weight::Dense(tensor) => tensor.bytes().len(),
+            Weight::Binary(binary) => {
+                let low = binary.low_rank.as_ref().map_or(0, |l| 2 * (l.u.len() + l.v.len()));
+                let scale = if binary.scale_dtype == Dtype::F16 { 2 } else { 4 };
+                4 * binary.signs.len() + scale * binary.scales.len() + low + 16
+            }
+        }
+    }
+
+    /// In the words of reports: `f32`, `binary(planes=2, rank=16)`.
+    pub fn form(&self) -> String {
+        match self {
+            Weight::Dense(tensor) => tensor.dtype.to_string().to_lowercase(),
+            Weight::Binary(b) => {
+                let mut form = format!("binary(planes={}", b.planes);
+                if b.group < b.cols {
+                    form += &format!(", group={}", b.group);
+                }
+                if let Some(low) = &b.low_rank {
+                    form += &format!(", rank={}", low.rank);
+                }
+                form + ")"
+            }
+        }
+    }
+
+    /// The dense tensor.
+    ///
+    /// # Errors
+    /// If the matrix is packed: passes that cut rows or columns come before those that pack.
+    pub fn dense(&self) -> Result<&Tensor> {
+        match self {
+            Weight::Dense(tensor) => Ok(tensor),
+            Weight::Binary(binary) => Err(Error::Mismatch {
+                found: format!("`{}` is packed in {} sign planes", binary.name, binary.planes),
+                expected: "only dense weights can be cut or packed".into(),
+                advice: "start from the checkpoint as it was before binarization",
+            }),
+        }
+    }
+}
+
+impl Norm {
+    pub fn tensors(&self) -> Vec<Tensor> {
+        vec![self.weight.clone(), self.bias.clone()]
+    }
+
+    pub fn params(&self) -> usize {
+        self.weight.numel() + self.bias.numel()
+    }
+}
+
+/// The rows at `keep` of `[rows, …]`, byte for byte.
+fn select_rows(tensor: &Tensor, keep: &[usize]) -> Result<Tensor> {
+    let width: usize = tensor.shape[1..].iter().product();
+    let values = tensor.to_f32()?;
+    let data: Vec<f32> =
+        keep.iter().flat_map(|&r| &values[r * width..(r + 1) * width]).copied().collect();
+    let mut shape = tensor.shape.clone();
+    shape[0] = keep.len();
+    Ok(Tensor::from_f32(tensor.name.clone(), &shape, &data, tensor.dtype))
+}
+
+/// The columns at `keep` of `[rows, cols]`, byte for byte.
+fn select_cols(tensor: &Tensor, keep: &[usize]) -> Result<Tensor> {
+    let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
+    let values = tensor.to_f32()?;
+    let data: Vec<f32> = (0..rows)
+        .flat_map(|r| keep.iter().map(move |&c| r * cols + c))
+        .map(|i| values[i])
+        .collect();
+    Ok(Tensor::from_f32(tensor.name.clone(), &[rows, keep.len()], &data, tensor.dtype))
+}

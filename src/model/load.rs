@@ -1,0 +1,348 @@
+//! Named tensors to a [`Model`].
+
+use super::config::{Config, Task};
+use super::family::{Family, Pooling};
+use super::save::Structure;
+use super::*;
+use crate::checkpoint::{Checkpoint, read_json};
+use std::path::Path;
+
+impl Model {
+    /// Reads the folder or `.safetensors` file at `path`, with the config.json beside the weights.
+    ///
+    /// # Errors
+    /// What [`Checkpoint::open`] and [`Config::parse`] refuse; tensors that are missing, that belong
+    /// to nothing, whose shape disagrees with config.json, or that hold NaN or infinity.
+    pub fn open(path: &Path) -> Result<Model> {
+        let mut checkpoint = Checkpoint::open(path)?;
+        let folder = checkpoint.transformer_dir.clone();
+        let (mut config, family) = Config::parse(read_json(&folder.join("config.json"))?)?;
+        let mut embedding = None;
+        let modules = checkpoint.root.join("modules.json");
+        if modules.is_file() {
+            if config.task != Task::Bare {
+                return Err(Error::Unsupported {
+                    what: "sentence-transformers architecture",
+                    found: config.task.name().into(),
+                    known: format!("{}Model", family.class),
+                });
+            }
+            config.task = Task::Embedding;
+            embedding = Some(pooling(&checkpoint.root, &modules)?);
+        }
+        Model::from_parts(&mut checkpoint, config, family, embedding)
+    }
+
+    fn from_parts(
+        checkpoint: &mut Checkpoint,
+        config: Config,
+        family: &'static Family,
+        embedding: Option<Head>,
+    ) -> Result<Model> {
+        let structure = Structure::read(&config)?;
+        let prefixed = checkpoint.names().any(|n| n.starts_with(family.prefix));
+        let mut reader = Reader {
+            checkpoint,
+            structure: &structure,
+            config: &config,
+            prefix: if prefixed { family.prefix } else { "" },
+        };
+        let embeddings = embeddings(&mut reader, family)?;
+        let layers = (0..config.layers)
+            .map(|i| layer(&mut reader, family, i))
+            .collect::<Result<Vec<_>>>()?;
+        let relative_bias = match family.relative_bias {
+            Some(name) => {
+                let name = format!("{}{name}.weight", reader.prefix);
+                Some(reader.tensor(&name, &[32, config.heads], family.keys.heads)?)
+            }
+            None => None,
+        };
+        let head = match embedding {
+            Some(head) => head,
+            None => head(&mut reader, family)?,
+        };
+        let unused = reader.unused(family)?;
+        let model = Model { embeddings, layers, relative_bias, head, unused, config, family };
+        for tensor in model.tensors() {
+            tensor.check_finite()?;
+        }
+        model.validate()?;
+        Ok(model)
+    }
+}
+
+/// Takes tensors out of a checkpoint, checking each against the shape that config.json states.
+struct Reader<'a> {
+    checkpoint: &'a mut Checkpoint,
+    structure: &'a Structure,
+    config: &'a Config,
+    /// `bert.`, or nothing in a checkpoint of the encoder alone.
+    prefix: &'static str,
+}
+
+impl Reader<'_> {
+    fn tensor(&mut self, name: &str, shape: &[usize], key: &str) -> Result<Tensor> {
+        let Some(tensor) = self.checkpoint.take(name) else {
+            let expected = format!("the `{}` encoder of config.json", self.model_type());
+            return Err(Error::MissingTensor { name: name.into(), expected });
+        };
+        if tensor.shape != shape {
+            return Err(Error::Shape {
+                name: name.into(),
+                found: tensor.shape,
+                expected: shape.to_vec(),
+                key: format!("`{key}`"),
+            });
+        }
+        tensor.to_f32()?;
+        Ok(tensor)
+    }
+
+    fn weight(&mut self, name: &str, shape: [usize; 2], key: &str) -> Result<Weight> {
+        let group = self.structure.group(name);
+        match Binary::take(self.checkpoint, name, shape, group)? {
+            Some(binary) => Ok(Weight::Binary(binary)),
+            None => Ok(Weight::Dense(self.tensor(&format!("{name}.weight"), &shape, key)?)),
+        }
+    }
+
+    fn linear(&mut self, name: &str, shape: [usize; 2], key: &str) -> Result<Linear> {
+        let weight = self.weight(name, shape, key)?;
+        let bias = Some(self.tensor(&format!("{name}.bias"), &shape[..1], key)?);
+        Ok(Linear { weight, bias })
+    }
+
+    /// Older checkpoints call the two parts `gamma` and `beta`.
+    fn norm(&mut self, name: &str, width: usize, key: &str) -> Result<Norm> {
+        let mut part = |new: &str, old: &str| {
+            let legacy = format!("{name}.{old}");
+            let found = self.checkpoint.get(&legacy).is_some();
+            let name = if found { legacy } else { format!("{name}.{new}") };
+            self.tensor(&name, &[width], key)
+        };
+        Ok(Norm { weight: part("weight", "gamma")?, bias: part("bias", "beta")? })
+    }
+
+    fn model_type(&self) -> String {
+        self.config.raw["model_type"].as_str().unwrap_or_default().to_string()
+    }
+
+    /// What is left must be something that Transformers would ignore too.
+    fn unused(&mut self, family: &Family) -> Result<Vec<Tensor>> {
+        let mut known = vec![format!("{}embeddings.position_ids", self.prefix)];
+        known.extend(
+            ["cls.", "lm_head.", "pooler.", "discriminator_predictions."].map(String::from),
+        );
+        known.push(format!("{}pooler.", self.prefix));
+        known.push(format!("{}task_type_embeddings.", self.prefix));
+        for name in [family.masked_lm.dense, family.masked_lm.norm, family.masked_lm.decoder] {
+            known.push(format!("{name}."));
+        }
+        let names: Vec<String> = self.checkpoint.names().map(str::to_string).collect();
+        names
+            .into_iter()
+            .map(|name| match self.checkpoint.take(&name) {
+                Some(tensor) if known.iter().any(|k| name.starts_with(k)) => Ok(tensor),
+                _ => Err(Error::ExtraTensor {
+                    name,
+                    expected: format!(
+                        "a `{}` encoder of {} layers with a head for {}",
+                        self.model_type(),
+                        self.config.layers,
+                        self.config.task.name()
+                    ),
+                }),
+            })
+            .collect()
+    }
+}
+
+fn embeddings(reader: &mut Reader, family: &Family) -> Result<Embeddings> {
+    let config = reader.config;
+    let (width, prefix) = (config.embedding, reader.prefix);
+    let width_key = if family.project.is_some() { "embedding_size" } else { family.keys.hidden };
+    let mut table = |name: &str, rows: usize, key: &str| {
+        reader.tensor(&format!("{prefix}{name}.weight"), &[rows, width], key)
+    };
+    let position = table(family.position, config.max_positions, "max_position_embeddings")?;
+    let token_type = match family.token_type {
+        Some(name) => Some(table(name, config.token_types, "type_vocab_size")?),
+        None => None,
+    };
+    let task_type = match family.task_type {
+        Some(name) if config.task_types > 0 => {
+            Some(table(name, config.task_types, "task_type_vocab_size")?)
+        }
+        _ => None,
+    };
+    let word = format!("{prefix}{}", family.word);
+    let project = match family.project {
+        Some(name) if width != config.hidden => {
+            let name = format!("{prefix}{name}");
+            Some(reader.linear(&name, [config.hidden, width], "embedding_size")?)
+        }
+        _ => None,
+    };
+    Ok(Embeddings {
+        word: reader.weight(&word, [config.vocab, width], "vocab_size")?,
+        norm: reader.norm(&format!("{prefix}{}", family.embedding_norm), width, width_key)?,
+        position,
+        token_type,
+        task_type,
+        project,
+    })
+}
+
+fn layer(reader: &mut Reader, family: &Family, index: usize) -> Result<Layer> {
+    let structure = reader.structure;
+    let (hidden, head_dim) = (reader.config.hidden, reader.config.head_dim);
+    let keys = &family.keys;
+    let at = |name: &str| format!("{}{}{index}.{name}", reader.prefix, family.layer);
+    let names = [family.query, family.key, family.value, family.attention_output].map(at);
+    let [up, down] = [family.up, family.down].map(at);
+    let [attention_norm, ffn_norm] = [family.attention_norm, family.ffn_norm].map(at);
+
+    let attention = match structure.heads(index) {
+        None => None,
+        Some(heads) => {
+            let heads = heads.to_vec();
+            let width = heads.len() * head_dim;
+            let [query, key, value, output] = &names;
+            Some(Attention {
+                query: reader.linear(query, [width, hidden], keys.hidden)?,
+                key: reader.linear(key, [width, hidden], keys.hidden)?,
+                value: reader.linear(value, [width, hidden], keys.hidden)?,
+                output: reader.linear(output, [hidden, width], keys.hidden)?,
+                norm: reader.norm(&attention_norm, hidden, keys.hidden)?,
+                heads,
+                head_dim,
+            })
+        }
+    };
+    let ffn = match structure.units(index) {
+        None => None,
+        Some(units) => Some(FeedForward {
+            up: reader.linear(&up, [units, hidden], keys.ffn)?,
+            down: reader.linear(&down, [hidden, units], keys.ffn)?,
+            norm: reader.norm(&ffn_norm, hidden, keys.hidden)?,
+        }),
+    };
+    Ok(Layer { attention, ffn })
+}
+
+fn head(reader: &mut Reader, family: &Family) -> Result<Head> {
+    let config = reader.config;
+    let (hidden, classes) = (config.hidden, config.classes());
+    Ok(match config.task {
+        Task::SequenceClassification => {
+            let (dense, activation, out) = match family.classify {
+                Pooling::Pooler => {
+                    let pooler = family.pooler.unwrap_or("pooler.dense");
+                    (format!("{}{pooler}", reader.prefix), Activation::Tanh, "classifier")
+                }
+                Pooling::Dense { dense, activation, out } => (dense.to_string(), activation, out),
+            };
+            Head::SequenceClassification {
+                dense: reader.linear(&dense, [hidden, hidden], family.keys.hidden)?,
+                activation,
+                out: reader.linear(out, [classes, hidden], "id2label")?,
+            }
+        }
+        Task::TokenClassification => Head::TokenClassification {
+            out: reader.linear("classifier", [classes, hidden], "id2label")?,
+        },
+        Task::QuestionAnswering => Head::QuestionAnswering {
+            out: reader.linear("qa_outputs", [2, hidden], family.keys.hidden)?,
+        },
+        Task::MaskedLm => {
+            let names = &family.masked_lm;
+            let bias = names.bias.iter().find(|n| reader.checkpoint.get(n).is_some());
+            let (width, vocab) = (config.embedding, config.vocab);
+            let decoder = format!("{}.weight", names.decoder);
+            Head::MaskedLm {
+                dense: reader.linear(names.dense, [width, hidden], family.keys.hidden)?,
+                activation: names.activation.unwrap_or(config.activation),
+                norm: reader.norm(names.norm, width, family.keys.hidden)?,
+                decoder: match config.tied {
+                    true => None,
+                    false => Some(reader.tensor(&decoder, &[vocab, width], "vocab_size")?),
+                },
+                bias: reader.tensor(bias.unwrap_or(&names.bias[0]), &[vocab], "vocab_size")?,
+            }
+        }
+        Task::Bare => {
+            let name = family.pooler.map(|name| format!("{}{name}", reader.prefix));
+            let present = |n: &String| reader.checkpoint.get(&format!("{n}.weight")).is_some();
+            Head::Bare {
+                pooler: match name.filter(present) {
+                    Some(name) => Some(reader.linear(&name, [hidden; 2], family.keys.hidden)?),
+                    None => None,
+                },
+            }
+        }
+        Task::Embedding => unreachable!("an embedding head comes from modules.json"),
+    })
+}
+
+/// The pooling of a sentence-transformers folder.
+fn pooling(root: &Path, modules: &Path) -> Result<Head> {
+    let malformed = |found: String, expected: &str| Error::Malformed {
+        path: modules.to_path_buf(),
+        found,
+        expected: expected.into(),
+        advice: "save the model again with sentence-transformers",
+    };
+    let list = read_json(modules)?;
+    let list = list.as_array().ok_or_else(|| malformed("no list".into(), "a list of modules"))?;
+    let (mut pool, mut normalize) = (None, false);
+    for module in list {
+        let kind = module["type"].as_str().unwrap_or_default();
+        match kind.rsplit('.').next().unwrap_or_default() {
+            "Transformer" => {}
+            "Normalize" => normalize = true,
+            "Pooling" => {
+                let path = module["path"].as_str().unwrap_or("1_Pooling");
+                if path.is_empty() || path.contains(['/', '\\']) || path.starts_with('.') {
+                    return Err(malformed(format!("path `{path}`"), "the name of a sub-folder"));
+                }
+                pool = Some(pool_mode(&root.join(path).join("config.json"))?);
+            }
+            _ => {
+                return Err(Error::Unsupported {
+                    what: "sentence-transformers module",
+                    found: kind.into(),
+                    known: "Transformer, Pooling, Normalize".into(),
+                });
+            }
+        }
+    }
+    let pool = pool.ok_or_else(|| malformed("no Pooling module".into(), "one Pooling module"))?;
+    Ok(Head::Embedding { pool, normalize })
+}
+
+fn pool_mode(path: &Path) -> Result<PoolMode> {
+    let json = read_json(path)?;
+    let on: Vec<&str> = match json["pooling_mode"].as_str() {
+        Some(mode) => vec![mode],
+        None => json
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(key, value)| {
+                key.starts_with("pooling_mode_") && value.as_bool() == Some(true)
+            })
+            .map(|(key, _)| key.trim_start_matches("pooling_mode_"))
+            .collect(),
+    };
+    match on[..] {
+        ["cls_token" | "cls"] => Ok(PoolMode::Cls),
+        ["mean_tokens" | "mean"] => Ok(PoolMode::Mean),
+        ["max_tokens" | "max"] => Ok(PoolMode::Max),
+        _ => Err(Error::Unsupported {
+            what: "pooling",
+            found: on.join(" + "),
+            known: "cls_token, mean_tokens, max_tokens, one of them".into(),
+        }),
+    }
+}

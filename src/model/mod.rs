@@ -1,0 +1,169 @@
+//! Named tensors to one encoder, and back.
+//!
+//! Passes do not edit tensors by name: they edit a [`Model`]. Its parts keep the names under which
+//! the checkpoint stores them, so that what no pass touched is written back byte for byte.
+
+pub mod binary;
+pub mod config;
+pub mod cost;
+pub mod family;
+pub mod head;
+pub mod linear;
+mod load;
+mod save;
+pub mod slice;
+
+pub use binary::{Binary, LowRank};
+pub use config::{Config, Task};
+pub use family::{Activation, Family};
+pub use head::{Head, PoolMode};
+pub use linear::{Linear, Norm, Weight};
+
+use crate::checkpoint::Tensor;
+use crate::{Error, Result};
+
+/// One encoder with its head.
+#[derive(Debug, Clone)]
+pub struct Model {
+    pub config: Config,
+    pub family: &'static Family,
+    pub embeddings: Embeddings,
+    pub layers: Vec<Layer>,
+    /// MPNet: `[32, heads]`, added to attention scores by bucketed distance, in every layer.
+    pub relative_bias: Option<Tensor>,
+    pub head: Head,
+    /// Tensors that the model does not use, kept as they are (unused poolers, position ids, copies
+    /// of the tied word table).
+    pub unused: Vec<Tensor>,
+}
+
+/// From token ids to the first hidden state.
+#[derive(Debug, Clone)]
+pub struct Embeddings {
+    /// `[vocab, embedding]`
+    pub word: Weight,
+    /// `[positions, embedding]`
+    pub position: Tensor,
+    /// `[types, embedding]`
+    pub token_type: Option<Tensor>,
+    /// `[task types, embedding]`
+    pub task_type: Option<Tensor>,
+    pub norm: Norm,
+    /// ELECTRA: `[hidden, embedding]`
+    pub project: Option<Linear>,
+}
+
+/// One post-LayerNorm layer. A sublayer that is `None` is an identity, its LayerNorm gone with it.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    pub attention: Option<Attention>,
+    pub ffn: Option<FeedForward>,
+}
+
+/// Self-attention. With no heads left it still adds its output bias and normalises.
+#[derive(Debug, Clone)]
+pub struct Attention {
+    /// `[heads · head_dim, hidden]`
+    pub query: Linear,
+    pub key: Linear,
+    pub value: Linear,
+    /// `[hidden, heads · head_dim]`
+    pub output: Linear,
+    pub norm: Norm,
+    /// Which of the original heads are left, ascending.
+    pub heads: Vec<usize>,
+    pub head_dim: usize,
+}
+
+/// The feed-forward block. With no units left it still adds its bias and normalises.
+#[derive(Debug, Clone)]
+pub struct FeedForward {
+    /// `[ffn, hidden]`
+    pub up: Linear,
+    /// `[hidden, ffn]`
+    pub down: Linear,
+    pub norm: Norm,
+}
+
+impl FeedForward {
+    /// Units left.
+    pub fn units(&self) -> usize {
+        self.up.weight.rows()
+    }
+}
+
+impl Layer {
+    /// The linear layers of both sublayers, in the order of computation, with their roles.
+    pub fn linears(&self) -> Vec<(&'static str, &Linear)> {
+        let mut linears = Vec::new();
+        if let Some(a) = &self.attention {
+            linears.extend([("query", &a.query), ("key", &a.key), ("value", &a.value)]);
+            linears.push(("attention_output", &a.output));
+        }
+        if let Some(f) = &self.ffn {
+            linears.extend([("up", &f.up), ("down", &f.down)]);
+        }
+        linears
+    }
+}
+
+impl Model {
+    /// Every tensor the model is stored as, in no particular order.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let e = &self.embeddings;
+        let mut tensors = e.word.tensors();
+        tensors.push(e.position.clone());
+        tensors.extend(e.token_type.clone());
+        tensors.extend(e.task_type.clone());
+        tensors.extend(e.norm.tensors());
+        tensors.extend(e.project.iter().flat_map(Linear::tensors));
+        for layer in &self.layers {
+            tensors.extend(layer.linears().into_iter().flat_map(|(_, l)| l.tensors()));
+            tensors.extend(layer.attention.iter().flat_map(|a| a.norm.tensors()));
+            tensors.extend(layer.ffn.iter().flat_map(|f| f.norm.tensors()));
+        }
+        tensors.extend(self.relative_bias.clone());
+        tensors.extend(self.head.tensors());
+        tensors.extend(self.unused.iter().cloned());
+        tensors
+    }
+
+    /// Checks that the parts fit each other.
+    ///
+    /// # Errors
+    /// Names the first tensor whose shape does not fit.
+    pub fn validate(&self) -> Result<()> {
+        let hidden = self.config.hidden;
+        let fits = |linear: &Linear, rows: usize, cols: usize| {
+            let found = vec![linear.weight.rows(), linear.weight.cols()];
+            let name = format!("{}.weight", linear.weight.name());
+            if found != [rows, cols] {
+                let key = "the other tensors of its layer, as listed".into();
+                return Err(Error::Shape { name, found, expected: vec![rows, cols], key });
+            }
+            match &linear.bias {
+                Some(b) if b.shape != [rows] => Err(Error::Shape {
+                    name: b.name.clone(),
+                    found: b.shape.clone(),
+                    expected: vec![rows],
+                    key: "the other tensors of its layer, as listed".into(),
+                }),
+                _ => Ok(()),
+            }
+        };
+        for layer in &self.layers {
+            if let Some(a) = &layer.attention {
+                let width = a.heads.len() * a.head_dim;
+                for linear in [&a.query, &a.key, &a.value] {
+                    fits(linear, width, hidden)?;
+                }
+                fits(&a.output, hidden, width)?;
+            }
+            if let Some(f) = &layer.ffn {
+                fits(&f.up, f.units(), hidden)?;
+                fits(&f.down, hidden, f.units())?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,183 @@
+//! The `compress` entry of config.json: what the shapes alone do not say (docs/format.md).
+
+use super::*;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// Version of the `compress` entry. A reader refuses what is newer than itself.
+pub const FORMAT_VERSION: u64 = 1;
+
+/// What is left of each layer, and how packed matrices are grouped.
+#[derive(Debug)]
+pub(super) struct Structure {
+    layers: Vec<(Option<Vec<usize>>, Option<usize>)>,
+    groups: BTreeMap<String, usize>,
+}
+
+impl Structure {
+    /// Reads the entry; without one, every layer is whole.
+    pub fn read(config: &Config) -> Result<Structure> {
+        let whole = (Some((0..config.heads).collect()), Some(config.ffn));
+        let Some(entry) = config.raw.get("compress") else {
+            return Ok(Structure { layers: vec![whole; config.layers], groups: BTreeMap::new() });
+        };
+        let bad = |key: String, found: &Value, expected: String| Error::Config {
+            key: format!("compress.{key}"),
+            found: found.to_string(),
+            expected,
+            advice: "use the config.json that was written with these weights",
+        };
+        match entry["version"].as_u64() {
+            Some(FORMAT_VERSION) => {}
+            _ => {
+                let expected = format!("{FORMAT_VERSION}, the version that this build reads");
+                return Err(bad("version".into(), &entry["version"], expected));
+            }
+        }
+        let empty = Vec::new();
+        let list = entry["layers"].as_array().unwrap_or(&empty);
+        if list.len() != config.layers {
+            let found = json!(list.len());
+            return Err(bad("layers".into(), &found, format!("{} entries", config.layers)));
+        }
+        let layer = |(i, layer): (usize, &Value)| {
+            let heads = match &layer["heads"] {
+                Value::Null => None,
+                found => Some(head_list(found, config.heads).ok_or_else(|| {
+                    let expected = format!("null or ascending numbers below {}", config.heads);
+                    bad(format!("layers[{i}].heads"), found, expected)
+                })?),
+            };
+            let units = match &layer["ffn"] {
+                Value::Null => None,
+                found => match found.as_u64() {
+                    Some(n) if n < 1 << 24 => Some(n as usize),
+                    _ => {
+                        let expected = "null or a number of units".into();
+                        return Err(bad(format!("layers[{i}].ffn"), found, expected));
+                    }
+                },
+            };
+            Ok((heads, units))
+        };
+        let layers = list.iter().enumerate().map(layer).collect::<Result<Vec<_>>>()?;
+        let mut groups = BTreeMap::new();
+        for (name, packed) in entry["packed"].as_object().into_iter().flatten() {
+            if let Some(group) = packed["group"].as_u64() {
+                groups.insert(name.clone(), group as usize);
+            }
+        }
+        Ok(Structure { layers, groups })
+    }
+
+    /// The heads left in a layer; `None` when its attention is gone.
+    pub fn heads(&self, layer: usize) -> Option<&[usize]> {
+        self.layers[layer].0.as_deref()
+    }
+
+    /// The feed-forward units left in a layer; `None` when its block is gone.
+    pub fn units(&self, layer: usize) -> Option<usize> {
+        self.layers[layer].1
+    }
+
+    /// Columns that share a scale in the packed matrix `name`; `None` for all of a row.
+    pub fn group(&self, name: &str) -> Option<usize> {
+        self.groups.get(name).copied()
+    }
+}
+
+fn head_list(found: &Value, heads: usize) -> Option<Vec<usize>> {
+    let list: Option<Vec<usize>> =
+        found.as_array()?.iter().map(|h| h.as_u64().map(|h| h as usize)).collect();
+    list.filter(|l| l.windows(2).all(|w| w[0] < w[1]) && l.iter().all(|&h| h < heads))
+}
+
+impl Model {
+    /// config.json of this model: as it was read when nothing changed, else with a `compress` entry
+    /// that holds `recipe`, and with the feed-forward width where all layers share one, so that
+    /// Transformers loads what it can load.
+    pub fn config_json(&self, recipe: &Value) -> Value {
+        let config = &self.config;
+        let mut raw = config.raw.clone();
+        let whole = |l: &Layer| {
+            l.attention.as_ref().is_some_and(|a| a.heads.len() == config.heads)
+                && l.ffn.as_ref().is_some_and(|f| f.units() == config.ffn)
+        };
+        let packed = self.packed();
+        let untouched = raw.get("compress").is_none() && packed.is_empty();
+        if untouched && self.layers.iter().all(whole) && recipe.is_null() {
+            return raw;
+        }
+        let layers: Vec<Value> = self
+            .layers
+            .iter()
+            .map(|l| {
+                let heads = l.attention.as_ref().map(|a| &a.heads);
+                let units = l.ffn.as_ref().map(FeedForward::units);
+                json!({"heads": heads, "ffn": units})
+            })
+            .collect();
+        raw["compress"] = json!({
+            "version": FORMAT_VERSION,
+            "recipe": recipe,
+            "head_dim": config.head_dim,
+            "layers": layers,
+            "packed": packed,
+        });
+        if let Some(width) = self.uniform_ffn() {
+            raw[self.family.keys.ffn] = json!(width);
+        }
+        raw
+    }
+
+    /// The feed-forward width, when it is the same in every layer.
+    pub fn uniform_ffn(&self) -> Option<usize> {
+        let mut widths = self.layers.iter().map(|l| l.ffn.as_ref().map(FeedForward::units));
+        let first = widths.next()??;
+        widths.all(|w| w == Some(first)).then_some(first).filter(|&w| w > 0)
+    }
+
+    /// Whether stock Transformers classes load the tensors: nothing packed, all heads left, one
+    /// feed-forward width.
+    pub fn loads_natively(&self) -> bool {
+        let heads =
+            |l: &Layer| l.attention.as_ref().is_some_and(|a| a.heads.len() == self.config.heads);
+        self.packed().is_empty() && self.layers.iter().all(heads) && self.uniform_ffn().is_some()
+    }
+
+    /// Every packed matrix by name, with its parameters.
+    fn packed(&self) -> Map<String, Value> {
+        self.weights()
+            .into_iter()
+            .filter_map(|(_, weight)| match weight {
+                Weight::Dense(_) => None,
+                Weight::Binary(b) => {
+                    let group = (b.group < b.cols).then_some(b.group);
+                    let rank = b.low_rank.as_ref().map(|l| l.rank);
+                    let entry =
+                        json!({"form": "binary", "planes": b.planes, "group": group, "rank": rank});
+                    Some((b.name.clone(), entry))
+                }
+            })
+            .collect()
+    }
+
+    /// Every matrix of the encoder and its head that has a [`Weight`], with its role.
+    pub fn weights(&self) -> Vec<(String, &Weight)> {
+        let mut weights = vec![("word".to_string(), &self.embeddings.word)];
+        weights.extend(self.embeddings.project.iter().map(|p| ("project".into(), &p.weight)));
+        for (i, layer) in self.layers.iter().enumerate() {
+            let linears = layer.linears().into_iter();
+            weights.extend(linears.map(|(role, l)| (format!("{i}.{role}"), &l.weight)));
+        }
+        let head: Vec<&Linear> = match &self.head {
+            Head::SequenceClassification { dense, out, .. } => vec![dense, out],
+            Head::TokenClassification { out } | Head::QuestionAnswering { out } => vec![out],
+            Head::MaskedLm { dense, .. } => vec![dense],
+            Head::Embedding { .. } => Vec::new(),
+            Head::Bare { pooler } => pooler.iter().collect(),
+        };
+        weights.extend(head.into_iter().map(|l| ("head".into(), &l.weight)));
+        weights
+    }
+}

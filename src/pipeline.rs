@@ -1,0 +1,390 @@
+//! Runs a recipe: one pass after the other, checked, measured, written.
+
+use crate::checkpoint::OutputFolder;
+use crate::data::Calibration;
+use crate::eval::latency;
+use crate::eval::tasks::{Answers, Prepared, answer, fidelity, metrics};
+use crate::model::Model;
+use crate::model::cost::Cost;
+use crate::pass::{Context, Progress};
+use crate::recipe::Recipe;
+use crate::report::{
+    self, CalibrationNote, FileNote, Measured, PassNote, Quality, Report, SCHEMA, Summary,
+};
+use crate::runtime::{Encoder, NoObserver};
+use crate::{Error, Result};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What a run does besides its recipe.
+pub struct Options<'a> {
+    pub seed: u64,
+    pub calibration: Option<&'a Calibration>,
+    /// Examples to judge the output by, and their name.
+    pub eval: Option<(&'a Prepared, &'a str)>,
+    pub max_shard_bytes: u64,
+    /// Latency is measured before and after; off where time is no concern.
+    pub measure: bool,
+    pub progress: &'a dyn Progress,
+    pub interrupted: &'a dyn Fn() -> bool,
+}
+
+/// A finished run.
+#[derive(Debug)]
+pub struct Outcome {
+    pub output: PathBuf,
+    pub report: Report,
+    pub measured: Measured,
+}
+
+/// Runs `recipe` on `teacher`, the model as it was read from `input`, and writes `folder`.
+///
+/// # Errors
+/// What the passes, the evaluation and the writer refuse; nothing is left of the output then.
+pub fn run(
+    teacher: &Model,
+    input: &Path,
+    recipe: &Recipe,
+    mut folder: OutputFolder,
+    options: &Options,
+) -> Result<Outcome> {
+    let start = Instant::now();
+    let (model, passes, times) = apply(teacher, recipe, options)?;
+    let (quality, latency) = judge(teacher, &model, options)?;
+    if (options.interrupted)() {
+        return Err(Error::Interrupted);
+    }
+
+    let root = root(input);
+    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    let mut files = folder.write_tensors(
+        &model.tensors(),
+        &metadata,
+        options.max_shard_bytes,
+        options.interrupted,
+    )?;
+    let weight_bytes =
+        files.iter().filter(|f| f.name.ends_with(".safetensors")).map(|f| f.bytes).sum();
+    let recipe_json = recipe.to_json();
+    files.push(folder.add_file("config.json", &pretty(&model.config_json(&recipe_json)))?);
+    for (from, name) in side_files(&root, input)? {
+        files.push(folder.copy_file(&from, &name)?);
+    }
+    if root.join("modules.json").is_file() {
+        files.push(folder.add_file("modules.json", &pretty(&flat_modules(&root)?))?);
+    }
+    files.push(folder.add_file("recipe.toml", recipe.to_toml().as_bytes())?);
+
+    let note = |c: &Calibration| CalibrationNote {
+        source: c.source.clone(),
+        texts: c.texts,
+        tokens: c.tokens,
+        labels: c.targets.is_some(),
+    };
+    let mut report = Report {
+        schema: SCHEMA,
+        version: env!("CARGO_PKG_VERSION"),
+        base_model: name(input),
+        seed: options.seed,
+        recipe: recipe_json,
+        calibration: options.calibration.map(note),
+        before: Summary::of(teacher, input_bytes(input)?),
+        after: Summary::of(&model, weight_bytes),
+        passes,
+        quality,
+        loads_natively: model.loads_natively(),
+        fingerprint: fingerprint(&model)?,
+        files: Vec::new(),
+    };
+    let card = report::model_card(&report, license(&root).as_deref());
+    files.push(folder.add_file("README.md", card.as_bytes())?);
+    files.push(folder.add_file("report.md", report::markdown(&report).as_bytes())?);
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    report.files = files.into_iter().map(FileNote::from).collect();
+    folder.add_file("report.json", &pretty(&to_json(&report)))?;
+
+    let measured = Measured {
+        threads: rayon::current_num_threads(),
+        cpu_features: cpu_features(),
+        wall_seconds: start.elapsed().as_secs_f64(),
+        passes: times,
+        peak_memory_bytes: peak_memory(),
+        latency,
+    };
+    folder.add_file("measured.json", &pretty(&to_json(&measured)))?;
+    let output = folder.commit(options.interrupted)?;
+    Ok(Outcome { output, report, measured })
+}
+
+type Applied = (Model, Vec<PassNote>, Vec<(&'static str, f64)>);
+
+/// The passes, one after the other; the model is checked after each.
+fn apply(teacher: &Model, recipe: &Recipe, options: &Options) -> Result<Applied> {
+    let mut model = teacher.clone();
+    let (mut notes, mut times) = (Vec::new(), Vec::new());
+    for step in &recipe.steps {
+        let start = Instant::now();
+        let before = Cost::of(&model).total;
+        let cx = Context {
+            calibration: options.calibration,
+            seed: options.seed,
+            progress: options.progress,
+        };
+        let changes = step
+            .pass
+            .run(&mut model, &cx)
+            .and_then(|changes| check(&model).map(|()| changes))
+            .map_err(|e| match e {
+                Error::Interrupted | Error::Option { .. } => e,
+                e => Error::InPass { pass: step.name, source: Box::new(e) },
+            })?;
+        let after = Cost::of(&model).total;
+        notes.push(PassNote {
+            name: step.name,
+            params_before: before.params,
+            params_after: after.params,
+            bytes_before: before.bytes,
+            bytes_after: after.bytes,
+            changes,
+        });
+        times.push((step.name, start.elapsed().as_secs_f64()));
+    }
+    Ok((model, notes, times))
+}
+
+fn check(model: &Model) -> Result<()> {
+    model.validate()?;
+    model.tensors().iter().filter(|t| !t.is_mapped()).try_for_each(|t| t.check_finite())
+}
+
+type Judged = (Option<Quality>, Option<[latency::Latency; 2]>);
+
+/// Runs both models on the examples, or else on the calibration text that was held out.
+fn judge(teacher: &Model, model: &Model, options: &Options) -> Result<Judged> {
+    let (before, after) = (Encoder::new(teacher)?, Encoder::new(model)?);
+    let quality = match (options.eval, options.calibration) {
+        (Some((prepared, name)), _) => {
+            let [t, s] = both(&before, &after, &prepared.batches, prepared.rows, options)?;
+            let judged = |answers: &Answers| match &prepared.targets {
+                Some(_) => metrics(teacher, prepared, answers),
+                None => Ok(Vec::new()),
+            };
+            Some(Quality {
+                data: name.to_string(),
+                examples: prepared.examples,
+                tokens: prepared.tokens,
+                columns: Some(prepared.columns.clone()),
+                before: judged(&t)?,
+                after: judged(&s)?,
+                fidelity: fidelity(teacher, &t, &s),
+            })
+        }
+        (None, Some(text)) if !text.held_out.is_empty() => {
+            let rows = text.held_out.iter().flat_map(|b| &b.rows).max().map_or(0, |r| r + 1);
+            let [t, s] = both(&before, &after, &text.held_out, rows, options)?;
+            Some(Quality {
+                data: format!("{}, held out", text.source),
+                examples: text.held_out.iter().map(|b| b.texts()).sum(),
+                tokens: text.held_out.iter().map(|b| b.tokens()).sum(),
+                columns: None,
+                before: Vec::new(),
+                after: Vec::new(),
+                fidelity: fidelity(teacher, &t, &s),
+            })
+        }
+        _ => None,
+    };
+    let mut timed = None;
+    if options.measure {
+        let longest = latency::max_tokens(&teacher.config, teacher.family);
+        options.progress.start("measuring latency", 1);
+        let tokens = report::COMPUTE_TOKENS.min(longest);
+        let measured = latency::measure(&[&before, &after], tokens, 9)?;
+        timed = Some([measured[0], measured[1]]);
+        options.progress.step()?;
+    }
+    Ok((quality, timed))
+}
+
+fn both(
+    before: &Encoder,
+    after: &Encoder,
+    batches: &[crate::runtime::Batch],
+    rows: usize,
+    options: &Options,
+) -> Result<[Answers; 2]> {
+    options.progress.start("evaluating", 2);
+    let teacher = answer(before, batches, rows)?;
+    options.progress.step()?;
+    let student = answer(after, batches, rows)?;
+    options.progress.step()?;
+    Ok([teacher, student])
+}
+
+/// The head's answer to a fixed text: at most 16 numbers, rounded to 6 digits.
+///
+/// # Errors
+/// As [`Encoder::forward`].
+pub fn fingerprint(model: &Model) -> Result<Vec<f32>> {
+    let encoder = Encoder::new(model)?;
+    let tokens = 12.min(latency::max_tokens(&model.config, model.family));
+    let output = encoder.forward(&latency::synthetic(&encoder, tokens), None, &mut NoObserver)?;
+    // Through text, so that the report holds no digit that another CPU would compute differently by
+    // rounding alone.
+    let rounded = |x: &f32| format!("{x:.5e}").parse().unwrap_or(*x);
+    Ok(output.values.iter().take(16).map(rounded).collect())
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    format!("{value:#}\n").into_bytes()
+}
+
+fn to_json(value: &impl serde::Serialize) -> Value {
+    serde_json::to_value(value).expect("reports are plain data")
+}
+
+/// The folder of a checkpoint given as folder or file.
+pub fn root(input: &Path) -> PathBuf {
+    match input.is_dir() {
+        true => input.to_path_buf(),
+        false => input
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."))
+            .to_path_buf(),
+    }
+}
+
+/// The last part of the input's path, links and dots resolved.
+fn name(input: &Path) -> String {
+    let full = std::fs::canonicalize(input).unwrap_or_else(|_| input.to_path_buf());
+    full.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
+}
+
+fn input_bytes(input: &Path) -> Result<u64> {
+    let checkpoint = crate::checkpoint::Checkpoint::open(input)?;
+    let sizes = checkpoint.files.iter().map(|path| {
+        let read = |source| Error::Read { path: path.clone(), source };
+        Ok(std::fs::metadata(path).map_err(read)?.len())
+    });
+    sizes.sum()
+}
+
+/// Files that belong to a tokenizer or to the model's papers, by name; weights in other formats, code
+/// and what we write ourselves stay behind.
+const SIDE_FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+];
+
+fn side_files(root: &Path, input: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let transformer = crate::checkpoint::Checkpoint::open(input)?.transformer_dir;
+    let mut found = BTreeMap::new();
+    for folder in [root, &transformer] {
+        for name in SIDE_FILES {
+            let path = folder.join(name);
+            if path.is_file() {
+                found.insert(name.to_string(), path);
+            }
+        }
+        let read = |source| Error::Read { path: folder.to_path_buf(), source };
+        for entry in std::fs::read_dir(folder).map_err(read)? {
+            let path = entry.map_err(read)?.path();
+            let name =
+                path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let papers =
+                ["LICENSE", "LICENCE", "NOTICE"].iter().any(|p| name.to_uppercase().starts_with(p));
+            if papers && path.is_file() {
+                found.insert(name, path);
+            }
+        }
+    }
+    for (_, path) in modules(root)? {
+        let config = root.join(&path).join("config.json");
+        if !path.is_empty() && root.join(&path) != transformer && config.is_file() {
+            found.insert(format!("{path}/config.json"), config);
+        }
+    }
+    Ok(found.into_iter().map(|(name, path)| (path, name)).collect())
+}
+
+/// Type and folder of every module of a sentence-transformers model.
+fn modules(root: &Path) -> Result<Vec<(String, String)>> {
+    let path = root.join("modules.json");
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let list = crate::checkpoint::read_json(&path)?;
+    let text = |v: &Value| v.as_str().unwrap_or_default().to_string();
+    Ok(list
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|m| (text(&m["type"]), text(&m["path"])))
+        .collect())
+}
+
+/// modules.json of the output, where the transformer lies in the folder itself.
+fn flat_modules(root: &Path) -> Result<Value> {
+    let mut list = crate::checkpoint::read_json(&root.join("modules.json"))?;
+    for module in list.as_array_mut().into_iter().flatten() {
+        if module["type"].as_str().is_some_and(|t| t.ends_with(".Transformer")) {
+            module["path"] = json!("");
+        }
+    }
+    Ok(list)
+}
+
+/// The licence that the input's model card states, in its front matter.
+fn license(root: &Path) -> Option<String> {
+    let card = std::fs::read_to_string(root.join("README.md")).ok()?;
+    let front = card.strip_prefix("---\n")?.split("\n---").next()?;
+    let value = front.lines().find_map(|l| l.strip_prefix("license:"))?.trim();
+    let plain = value.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+    (plain && !value.is_empty()).then(|| value.to_string())
+}
+
+fn cpu_features() -> Vec<&'static str> {
+    let mut found = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut add = |name, there: bool| {
+            if there {
+                found.push(name);
+            }
+        };
+        add("avx2", std::arch::is_x86_feature_detected!("avx2"));
+        add("fma", std::arch::is_x86_feature_detected!("fma"));
+        add("avx512f", std::arch::is_x86_feature_detected!("avx512f"));
+    }
+    #[cfg(target_arch = "aarch64")]
+    found.push("neon");
+    found
+}
+
+/// The most memory this process had at once, mapped files included.
+pub fn peak_memory() -> Option<u64> {
+    #[cfg(unix)]
+    {
+        // SAFETY: `usage` is a plain struct that getrusage fills.
+        let usage = unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            (libc::getrusage(libc::RUSAGE_SELF, &mut usage) == 0).then_some(usage)
+        }?;
+        let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+        Some(usage.ru_maxrss as u64 * unit)
+    }
+    #[cfg(not(unix))]
+    None
+}

@@ -1,0 +1,305 @@
+//! Which passes run, in which order, with which options. The one place that reads `passes::ALL`.
+//!
+//! A recipe is written on the command line (`prune(sparsity=0.5),binarize`) or in a TOML file
+//! (docs/architecture.md, "Recipes"); both come out as the same steps.
+
+use crate::pass::{Entry, Pass};
+use crate::{Error, Result, passes};
+use serde_json::{Value as Json, json};
+use toml::{Table, Value};
+
+/// Passes in the order they run.
+#[derive(Debug, Default)]
+pub struct Recipe {
+    pub steps: Vec<Step>,
+}
+
+/// One pass with all its options, those not given at their defaults.
+#[derive(Debug)]
+pub struct Step {
+    pub name: &'static str,
+    pub options: Table,
+    pub pass: Box<dyn Pass>,
+}
+
+impl Recipe {
+    /// Parses `prune(sparsity=0.5),binarize(planes=2, rank=16)`. Nothing at all is the empty recipe.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] where the text breaks the grammar, and what [`Recipe::from_steps`] refuses.
+    pub fn parse(text: &str, set: &[String]) -> Result<Recipe> {
+        let steps = split(text)?
+            .into_iter()
+            .map(|step| {
+                let (name, options) = match step.split_once('(') {
+                    None => (step, Table::new()),
+                    Some((name, rest)) => {
+                        let inside =
+                            rest.strip_suffix(')').ok_or_else(|| bad(step, "a `)` at its end"))?;
+                        (name, options(inside)?)
+                    }
+                };
+                Ok((name.trim().to_string(), options))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Recipe::from_steps(steps, set)
+    }
+
+    /// Parses a TOML recipe: `version = 1`, then one `[[step]]` a pass, with `pass` and its options.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] for broken TOML, other versions and unknown keys, and what
+    /// [`Recipe::from_steps`] refuses.
+    pub fn from_toml(text: &str, set: &[String]) -> Result<Recipe> {
+        let mut table: Table = text.parse().map_err(|e: toml::de::Error| Error::Recipe {
+            found: e.to_string().trim_end().to_string(),
+            expected: "TOML".into(),
+        })?;
+        match table.remove("version") {
+            Some(Value::Integer(1)) => {}
+            found => {
+                let found = found.map_or("no `version`".into(), |v| format!("`version = {v}`"));
+                return Err(Error::Recipe { found, expected: "`version = 1`".into() });
+            }
+        }
+        let steps = match table.remove("step") {
+            None => Vec::new(),
+            Some(Value::Array(steps)) => steps,
+            Some(other) => return Err(bad(&other.to_string(), "`[[step]]` tables")),
+        };
+        if let Some(key) = table.keys().next() {
+            return Err(bad(&format!("key `{key}`"), "`version` and `[[step]]`"));
+        }
+        let steps = steps
+            .into_iter()
+            .map(|step| {
+                let Value::Table(mut options) = step else {
+                    return Err(bad(&step.to_string(), "a `[[step]]` table"));
+                };
+                match options.remove("pass") {
+                    Some(Value::String(name)) => Ok((name, options)),
+                    _ => Err(bad("a step without a name", "`pass = \"…\"` in every `[[step]]`")),
+                }
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Recipe::from_steps(steps, set)
+    }
+
+    /// Checks names, options and order; `set` holds overrides like `prune.sparsity=0.6`.
+    ///
+    /// # Errors
+    /// Unknown passes and options, with the nearest known name; options of the wrong type or outside
+    /// their range; a pass after one that forbids it.
+    pub fn from_steps(mut steps: Vec<(String, Table)>, set: &[String]) -> Result<Recipe> {
+        for set in set {
+            let (key, value) =
+                set.split_once('=').ok_or_else(|| bad(set, "`pass.option=value` in --set"))?;
+            let (name, option) =
+                key.split_once('.').ok_or_else(|| bad(set, "`pass.option=value` in --set"))?;
+            let mut found = false;
+            for (_, options) in steps.iter_mut().filter(|(step, _)| step == name.trim()) {
+                options.insert(option.trim().to_string(), parse_value(value.trim())?);
+                found = true;
+            }
+            if !found {
+                return Err(bad(&format!("--set {set}"), &format!("a step `{name}` to set it in")));
+            }
+        }
+        let steps = steps
+            .into_iter()
+            .map(|(name, options)| step(&name, options))
+            .collect::<Result<Vec<_>>>()?;
+        for (i, step) in steps.iter().enumerate() {
+            let entry = entry(step.name)?;
+            if let Some(later) = steps[i + 1..].iter().find(|s| entry.forbids.contains(&s.name)) {
+                let (first, second) = (step.name, later.name);
+                let expected = match first == second {
+                    true => format!("`{first}` once: its output cannot be packed again"),
+                    false => {
+                        format!("`{second}` before `{first}`: it needs weights that are not packed")
+                    }
+                };
+                return Err(Error::Recipe {
+                    found: format!("`{second}` after `{first}`"),
+                    expected,
+                });
+            }
+        }
+        Ok(Recipe { steps })
+    }
+
+    /// As config.json and reports hold it; null for the empty recipe.
+    pub fn to_json(&self) -> Json {
+        if self.steps.is_empty() {
+            return Json::Null;
+        }
+        let steps: Vec<Json> =
+            self.steps.iter().map(|s| json!({"pass": s.name, "options": s.options})).collect();
+        Json::Array(steps)
+    }
+
+    /// As the TOML file that reproduces it.
+    pub fn to_toml(&self) -> String {
+        let mut text = String::from("version = 1\n");
+        for step in &self.steps {
+            text += &format!("\n[[step]]\npass = \"{}\"\n{}", step.name, step.options);
+        }
+        text
+    }
+}
+
+/// The entry of the pass `name`.
+///
+/// # Errors
+/// [`Error::UnknownPass`], with the nearest known name.
+pub fn entry(name: &str) -> Result<&'static Entry> {
+    passes::ALL.iter().find(|e| e.name == name).ok_or_else(|| {
+        let names: Vec<&str> = passes::ALL.iter().map(|e| e.name).collect();
+        Error::UnknownPass {
+            found: name.to_string(),
+            nearest: nearest(name, &names),
+            known: names.join(", "),
+        }
+    })
+}
+
+fn step(name: &str, given: Table) -> Result<Step> {
+    let entry = entry(name)?;
+    let mut options = (entry.defaults)();
+    for (key, value) in given {
+        let Some(default) = options.get(&key) else {
+            let known: Vec<&str> = options.keys().map(String::as_str).collect();
+            return Err(Error::UnknownOption {
+                pass: name.to_string(),
+                nearest: nearest(&key, &known),
+                known: known.join(", "),
+                found: key,
+            });
+        };
+        // `sparsity=1` is a number all the same.
+        let value = match (default, value) {
+            (Value::Float(_), Value::Integer(i)) => Value::Float(i as f64),
+            (_, value) => value,
+        };
+        options.insert(key, value);
+    }
+    let pass = (entry.parse)(options.clone()).map_err(|e| Error::Recipe {
+        found: format!("options of `{name}` that do not parse ({})", e.message()),
+        expected: format!("what `compress passes {name}` lists"),
+    })?;
+    Ok(Step { name: entry.name, options, pass })
+}
+
+/// Splits at commas that stand in no parentheses, brackets or quotes.
+fn split(text: &str) -> Result<Vec<&str>> {
+    let (mut parts, mut depth, mut start, mut quoted) = (Vec::new(), 0i32, 0, false);
+    for (i, c) in text.char_indices() {
+        match c {
+            '"' => quoted = !quoted,
+            '(' | '[' if !quoted => depth += 1,
+            ')' | ']' if !quoted => depth -= 1,
+            ',' if depth == 0 && !quoted => {
+                parts.push(text[start..i].trim());
+                start = i + 1;
+            }
+            _ => {}
+        }
+        if depth < 0 {
+            return Err(bad(text, "every `)` after a `(`"));
+        }
+    }
+    if depth != 0 || quoted {
+        return Err(bad(text, "every `(` and quote closed"));
+    }
+    parts.push(text[start..].trim());
+    match parts.iter().any(|p| p.is_empty()) {
+        true if text.trim().is_empty() => Ok(Vec::new()),
+        true => Err(bad(text, "a name on both sides of each comma")),
+        false => Ok(parts),
+    }
+}
+
+fn options(inside: &str) -> Result<Table> {
+    split(inside)?
+        .into_iter()
+        .map(|pair| {
+            let (key, value) = pair.split_once('=').ok_or_else(|| bad(pair, "`option=value`"))?;
+            Ok((key.trim().to_string(), parse_value(value.trim())?))
+        })
+        .collect()
+}
+
+/// A TOML value; a bare word is a string.
+fn parse_value(text: &str) -> Result<Value> {
+    if let Ok(mut table) = format!("v = {text}").parse::<Table>()
+        && let Some(value) = table.remove("v")
+    {
+        return Ok(value);
+    }
+    match !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)) {
+        true => Ok(Value::String(text.to_string())),
+        false => Err(bad(text, "a number, true, false, or a word")),
+    }
+}
+
+fn bad(found: &str, expected: &str) -> Error {
+    Error::Recipe { found: format!("`{found}`"), expected: expected.into() }
+}
+
+/// `, did you mean …?`, if something known is close.
+fn nearest(found: &str, known: &[&str]) -> String {
+    known
+        .iter()
+        .map(|k| (strsim::damerau_levenshtein(found, k), k))
+        .filter(|(distance, k)| *distance <= 1 + k.len() / 3)
+        .min()
+        .map_or(String::new(), |(_, k)| format!(", did you mean `{k}`?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Recipe::parse(text, &[]).expect_err("a broken recipe").to_string()
+    }
+
+    #[test]
+    fn the_command_line_and_toml_say_the_same() {
+        let line = Recipe::parse("prune(sparsity=0.6, shape=uniform),binarize(rank=16)", &[]);
+        let line = line.expect("a recipe");
+        let file = Recipe::from_toml(&line.to_toml(), &[]).expect("its own TOML");
+        assert_eq!(line.to_json(), file.to_json());
+        assert_eq!(line.steps[0].options["shape"].as_str(), Some("uniform"));
+    }
+
+    #[test]
+    fn nothing_is_the_empty_recipe() {
+        assert!(Recipe::parse("", &[]).expect("empty").steps.is_empty());
+        assert_eq!(Recipe::default().to_json(), Json::Null);
+    }
+
+    #[test]
+    fn set_overrides_every_step_of_that_name() {
+        let recipe = Recipe::parse("prune", &["prune.sparsity=1".into()]).expect("a recipe");
+        assert_eq!(recipe.steps[0].options["sparsity"].as_float(), Some(1.0));
+        let error = Recipe::parse("prune", &["binarize.rank=1".into()]).expect_err("no such step");
+        insta::assert_snapshot!(error, @"cannot read the recipe: found `--set binarize.rank=1`, expected a step `binarize` to set it in");
+    }
+
+    #[test]
+    fn mistakes_are_named_with_what_was_meant() {
+        insta::assert_snapshot!(error("prunne"), @"no pass is named `prunne`, did you mean `prune`?; this build knows: prune, binarize");
+        insta::assert_snapshot!(error("prune(sparcity=0.5)"), @"pass `prune` has no option `sparcity`, did you mean `sparsity`?; it knows: repair, score, shape, sparsity");
+        insta::assert_snapshot!(error("prune(sparsity=high)"), @r#"cannot read the recipe: found options of `prune` that do not parse (invalid type: string "high", expected f64), expected what `compress passes prune` lists"#);
+        insta::assert_snapshot!(error("prune(sparsity=0.5"), @"cannot read the recipe: found `prune(sparsity=0.5`, expected every `(` and quote closed");
+        insta::assert_snapshot!(error("prune,,binarize"), @"cannot read the recipe: found `prune,,binarize`, expected a name on both sides of each comma");
+        insta::assert_snapshot!(error("prune(0.5)"), @"cannot read the recipe: found `0.5`, expected `option=value`");
+        insta::assert_snapshot!(error("binarize,prune"), @"cannot read the recipe: found `prune` after `binarize`, expected `prune` before `binarize`: it needs weights that are not packed");
+        insta::assert_snapshot!(error("binarize,binarize"), @"cannot read the recipe: found `binarize` after `binarize`, expected `binarize` once: its output cannot be packed again");
+        let toml = |text: &str| Recipe::from_toml(text, &[]).expect_err("broken").to_string();
+        insta::assert_snapshot!(toml("version = 2"), @"cannot read the recipe: found `version = 2`, expected `version = 1`");
+        insta::assert_snapshot!(toml("version = 1\nsteps = []"), @"cannot read the recipe: found `key `steps``, expected `version` and `[[step]]`");
+        insta::assert_snapshot!(toml("version = 1\n[[step]]\nsparsity = 0.5"), @"cannot read the recipe: found `a step without a name`, expected `pass = \"…\"` in every `[[step]]`");
+    }
+}

@@ -1,0 +1,143 @@
+//! report.md and the model card.
+
+use super::tables::{bytes, count, metric_value};
+use super::{PassNote, Report};
+use crate::pass::Change;
+
+/// One line a changed matrix: shape and form before and after, and the error made.
+pub fn changes(changes: &[Change]) -> String {
+    let mut out = String::from("| matrix | before | after | error |\n|---|---|---|---|\n");
+    for c in changes {
+        let form = |f: &crate::pass::Form| format!("{} {} x {}", f.form, f.shape[0], f.shape[1]);
+        let error = c.error.map_or("-".into(), |e| format!("{e:.4}"));
+        out += &format!("| {} | {} | {} | {error} |\n", c.tensor, form(&c.before), form(&c.after));
+    }
+    out
+}
+
+/// The whole report.
+pub fn report(report: &Report) -> String {
+    let mut out = format!("# {}, compressed\n\n", report.base_model);
+    out += &sizes(report);
+    out += "\nBytes are those of the weight file; parameters are logical, those of the matrices that are \
+            stood for; bits count all that is stored for the matrices of the encoder's layers. A packed matrix \
+            is expanded to f32 when the model is loaded, so its FLOPs are those of a dense one. Latency is in \
+            measured.json.\n";
+    out += "\n## Quality\n\n";
+    out += &quality(report);
+    out += "\n## Text\n\n";
+    out += &match &report.calibration {
+        None => "None: the passes had the weights and nothing else.\n".to_string(),
+        Some(c) => format!(
+            "{}: {} texts, {} tokens{}.\n",
+            c.source,
+            count(c.texts as u64),
+            count(c.tokens as u64),
+            if c.labels { ", with labels" } else { ", no labels" }
+        ),
+    };
+    out += "\n## Layers\n\n| layer | heads | units | parameters | form |\n|---|---|---|---|---|\n";
+    for (i, (b, a)) in report.before.layers.iter().zip(&report.after.layers).enumerate() {
+        let pair = |before: Option<usize>, after: Option<usize>| {
+            let text = |n: Option<usize>| n.map_or("gone".into(), |n| n.to_string());
+            if before == after {
+                text(after)
+            } else {
+                format!("{} of {}", text(after), text(before))
+            }
+        };
+        out += &format!(
+            "| {i} | {} | {} | {} | {} |\n",
+            pair(b.heads, a.heads),
+            pair(b.ffn, a.ffn),
+            count(a.params as u64),
+            a.forms.join(", ")
+        );
+    }
+    for pass in &report.passes {
+        out += &pass_section(pass);
+    }
+    out
+}
+
+fn sizes(report: &Report) -> String {
+    let (b, a) = (&report.before, &report.after);
+    let mut out = String::from("| | before | after | factor |\n|---|---|---|---|\n");
+    let mut row = |name: &str, before: String, after: String, factor: f64| {
+        out += &format!("| {name} | {before} | {after} | {factor:.2} |\n");
+    };
+    row(
+        "weight file",
+        bytes(b.file_bytes),
+        bytes(a.file_bytes),
+        b.file_bytes as f64 / a.file_bytes as f64,
+    );
+    let (before, after) = (b.cost.total.params, a.cost.total.params);
+    row("parameters", count(before as u64), count(after as u64), before as f64 / after as f64);
+    let bits = |s: &super::Summary| format!("{:.2}", s.bits_per_weight);
+    row("bits per encoder weight", bits(b), bits(a), b.bits_per_weight / a.bits_per_weight);
+    let flops = |s: &super::Summary| format!("{:.3} G", s.compute.flops as f64 / 1e9);
+    let name = format!("FLOPs, {} x {} tokens", a.compute.batch, a.compute.tokens);
+    row(&name, flops(b), flops(a), b.compute.flops as f64 / a.compute.flops as f64);
+    out
+}
+
+fn quality(report: &Report) -> String {
+    let Some(q) = &report.quality else {
+        return "Not measured: no text. Run `compress eval` with data, or give --eval.\n".into();
+    };
+    let mut out = format!(
+        "On {}: {} texts, {} tokens. 95 % intervals in parentheses.\n\n| metric | before | after |\n|---|---|---|\n",
+        q.data,
+        count(q.examples as u64),
+        count(q.tokens as u64)
+    );
+    for (b, a) in q.before.iter().zip(&q.after) {
+        out += &format!("| {} | {} | {} |\n", b.name, metric_value(b), metric_value(a));
+    }
+    for m in &q.fidelity {
+        out += &format!("| {} with the original | - | {} |\n", m.name, metric_value(m));
+    }
+    out
+}
+
+fn pass_section(pass: &PassNote) -> String {
+    format!(
+        "\n## Pass `{}`\n\nParameters {} to {}, stored bytes {} to {}. The error is the relative squared error of \
+         the layer's output on the text, or of the weights without one.\n\n{}",
+        pass.name,
+        count(pass.params_before as u64),
+        count(pass.params_after as u64),
+        count(pass.bytes_before as u64),
+        count(pass.bytes_after as u64),
+        changes(&pass.changes)
+    )
+}
+
+/// README.md of the output: a model card.
+pub fn model_card(report: &Report, license: Option<&str>) -> String {
+    let mut out = String::from("---\n");
+    if let Some(license) = license {
+        out += &format!("license: {license}\n");
+    }
+    // JSON strings are YAML strings: a folder's name cannot break out of the front matter.
+    let name = serde_json::Value::String(report.base_model.clone());
+    out += &format!(
+        "base_model: {name}\ntags:\n- compressed\n---\n\n# {}, compressed\n\n",
+        report.base_model
+    );
+    out += &format!("Made by `compress` {} from {}.\n\n", report.version, report.base_model);
+    out += &sizes(report);
+    out += "\n";
+    out += &quality(report);
+    out += "\n";
+    out += match report.loads_natively {
+        true => "Stock Transformers classes load it.\n",
+        false => {
+            "Layers have shapes or packed weights that stock Transformers classes do not load; `compress` \
+             reads it (`compress eval`, `compress forward`).\n"
+        }
+    };
+    out += "\nDetails: report.md, report.json; recipe.toml reproduces it.\n";
+    out
+}

@@ -1,0 +1,173 @@
+//! What a run did, as data, and as text for people.
+
+mod markdown;
+mod tables;
+
+pub use markdown::{changes as markdown_changes, model_card, report as markdown};
+pub use tables::{before_after, bytes, count, metric_value, plain_table};
+
+use crate::checkpoint::WrittenFile;
+use crate::eval::latency::Latency;
+use crate::eval::tasks::Metric;
+use crate::model::cost::{self, Cost};
+use crate::model::{Model, Weight};
+use crate::pass::Change;
+use serde::Serialize;
+use serde_json::Value;
+
+/// Version of report.json.
+pub const SCHEMA: u32 = 1;
+
+/// Everything about a run that the same input, recipe, seed and version give again. What was timed stands
+/// in [`Measured`], in a file of its own.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    pub schema: u32,
+    pub version: &'static str,
+    /// Name of the input's folder.
+    pub base_model: String,
+    pub seed: u64,
+    pub recipe: Value,
+    pub calibration: Option<CalibrationNote>,
+    pub before: Summary,
+    pub after: Summary,
+    pub passes: Vec<PassNote>,
+    pub quality: Option<Quality>,
+    /// Whether stock Transformers classes load the output.
+    pub loads_natively: bool,
+    /// The head's answer to a fixed input, which `compress verify` computes again.
+    pub fingerprint: Vec<f32>,
+    pub files: Vec<FileNote>,
+}
+
+/// What text the passes had.
+#[derive(Debug, Clone, Serialize)]
+pub struct CalibrationNote {
+    pub source: String,
+    pub texts: usize,
+    pub tokens: usize,
+    pub labels: bool,
+}
+
+/// A model in numbers.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    pub family: &'static str,
+    pub task: &'static str,
+    pub hidden: usize,
+    pub vocab: usize,
+    pub head_dim: usize,
+    pub layers: Vec<LayerNote>,
+    pub cost: Cost,
+    /// Of the matrices of attention and feed-forward blocks, all that is stored for them.
+    pub bits_per_weight: f64,
+    /// Bytes of the weight files.
+    pub file_bytes: u64,
+    pub compute: Compute,
+}
+
+/// One layer's shape.
+#[derive(Debug, Clone, Serialize)]
+pub struct LayerNote {
+    /// `None` where the attention is gone.
+    pub heads: Option<usize>,
+    pub ffn: Option<usize>,
+    pub params: usize,
+    pub forms: Vec<String>,
+}
+
+/// Multiply-accumulates and FLOPs at a stated size.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Compute {
+    pub batch: usize,
+    pub tokens: usize,
+    pub macs: u64,
+    pub flops: u64,
+}
+
+/// What one pass did.
+#[derive(Debug, Clone, Serialize)]
+pub struct PassNote {
+    pub name: &'static str,
+    pub params_before: usize,
+    pub params_after: usize,
+    pub bytes_before: usize,
+    pub bytes_after: usize,
+    pub changes: Vec<Change>,
+}
+
+/// How good the output is.
+#[derive(Debug, Clone, Serialize)]
+pub struct Quality {
+    /// `dev.tsv`, or the part of the calibration text that no pass saw.
+    pub data: String,
+    pub examples: usize,
+    pub tokens: usize,
+    /// Columns that the examples were read from.
+    pub columns: Option<crate::data::tables::Columns>,
+    /// The task's metrics, where there are labels.
+    pub before: Vec<Metric>,
+    pub after: Vec<Metric>,
+    /// Against the model as it was read.
+    pub fidelity: Vec<Metric>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct FileNote {
+    pub name: String,
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+/// What was timed: never the same twice.
+#[derive(Debug, Clone, Serialize)]
+pub struct Measured {
+    pub threads: usize,
+    pub cpu_features: Vec<&'static str>,
+    pub wall_seconds: f64,
+    pub passes: Vec<(&'static str, f64)>,
+    pub peak_memory_bytes: Option<u64>,
+    /// One text on one thread, before and after, timed in turn.
+    pub latency: Option<[Latency; 2]>,
+}
+
+/// The size at which compute is reported.
+pub const COMPUTE_TOKENS: usize = 128;
+
+impl Summary {
+    pub fn of(model: &Model, file_bytes: u64) -> Summary {
+        let config = &model.config;
+        let tokens = COMPUTE_TOKENS.min(config.max_positions);
+        let macs = cost::macs(model, 1, tokens);
+        Summary {
+            family: model.family.model_type,
+            task: config.task.name(),
+            hidden: config.hidden,
+            vocab: config.vocab,
+            head_dim: config.head_dim,
+            layers: model.layers.iter().map(layer_note).collect(),
+            cost: Cost::of(model),
+            bits_per_weight: cost::bits_per_weight(model),
+            file_bytes,
+            compute: Compute { batch: 1, tokens, macs, flops: 2 * macs },
+        }
+    }
+}
+
+fn layer_note(layer: &crate::model::Layer) -> LayerNote {
+    let mut forms: Vec<String> =
+        layer.linears().iter().map(|(_, l)| Weight::form(&l.weight)).collect();
+    forms.dedup();
+    LayerNote {
+        heads: layer.attention.as_ref().map(|a| a.heads.len()),
+        ffn: layer.ffn.as_ref().map(|f| f.units()),
+        params: cost::prunable(layer),
+        forms,
+    }
+}
+
+impl From<WrittenFile> for FileNote {
+    fn from(file: WrittenFile) -> FileNote {
+        FileNote { name: file.name, bytes: file.bytes, sha256: file.sha256 }
+    }
+}

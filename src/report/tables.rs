@@ -1,0 +1,112 @@
+//! Tables and numbers as people read them.
+
+use super::{Measured, Report};
+use crate::eval::tasks::Metric;
+use comfy_table::{CellAlignment, Table, presets};
+
+/// `1.25 MiB`
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..1024 => format!("{n} B"),
+        1024..1_048_576 => format!("{:.1} KiB", n as f64 / 1024.0),
+        _ => format!("{:.2} MiB", n as f64 / 1_048_576.0),
+    }
+}
+
+/// `22,713,986`
+pub fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// `0.8876 (0.8650 to 0.9069)`
+pub fn metric_value(metric: &Metric) -> String {
+    match metric.interval {
+        Some([low, high]) => format!("{:.4} ({low:.4} to {high:.4})", metric.value),
+        None => format!("{:.4}", metric.value),
+    }
+}
+
+/// A table without frames; columns after the first are aligned to the right.
+pub fn plain_table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header.iter().copied());
+    for row in rows {
+        table.add_row(row);
+    }
+    for (i, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if i > 0 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.lines().map(|line| line.trim_end().to_string() + "\n").collect()
+}
+
+/// Size, compute and quality before and after, as printed at the end of a run.
+pub fn before_after(report: &Report, measured: &Measured) -> String {
+    let (b, a) = (&report.before, &report.after);
+    let factor = |before: f64, after: f64| match after > 0.0 {
+        true => format!("{:.2}x", before / after),
+        false => "-".into(),
+    };
+    let mut rows = Vec::new();
+    let mut row = |name: &str, before: String, after: String, change: String| {
+        rows.push(vec![name.to_string(), before, after, change]);
+    };
+    let smaller = factor(b.file_bytes as f64, a.file_bytes as f64);
+    row("weight file", bytes(b.file_bytes), bytes(a.file_bytes), smaller + " smaller");
+    let part = |p: &crate::model::cost::Cost| (p.attention.bytes + p.ffn.bytes) as u64;
+    let smaller = factor(part(&b.cost) as f64, part(&a.cost) as f64);
+    row("  encoder layers", bytes(part(&b.cost)), bytes(part(&a.cost)), smaller + " smaller");
+    let (before, after) = (b.cost.embeddings.bytes as u64, a.cost.embeddings.bytes as u64);
+    let smaller = factor(before as f64, after as f64);
+    row("  embeddings", bytes(before), bytes(after), smaller + " smaller");
+    let (before, after) = (b.cost.total.params as u64, a.cost.total.params as u64);
+    row("parameters", count(before), count(after), factor(before as f64, after as f64) + " fewer");
+    let bits = |s: &super::Summary| format!("{:.2}", s.bits_per_weight);
+    row("bits per encoder weight", bits(b), bits(a), String::new());
+    let flops = |s: &super::Summary| format!("{:.3} G", s.compute.flops as f64 / 1e9);
+    let name = format!("FLOPs, 1 x {} tokens", a.compute.tokens);
+    let fewer = factor(b.compute.flops as f64, a.compute.flops as f64);
+    row(&name, flops(b), flops(a), fewer + " fewer");
+    if let Some([before, after]) = &measured.latency {
+        let name = format!("latency, 1 x {} tokens, 1 thread", after.tokens);
+        let ms = |l: &crate::eval::latency::Latency| format!("{:.2} ms", l.median_ms);
+        let faster = factor(before.median_ms, after.median_ms);
+        row(&name, ms(before), ms(after), faster + " faster");
+    }
+    if let Some(quality) = &report.quality {
+        for (before, after) in quality.before.iter().zip(&quality.after) {
+            let name = format!("{} on {}", before.name, quality.data);
+            let value = |m: &Metric| format!("{:.4}", m.value);
+            row(&name, value(before), value(after), format!("{:+.4}", after.value - before.value));
+        }
+        for metric in &quality.fidelity {
+            let name = format!("{} with the original, {}", metric.name, quality.data);
+            row(&name, String::new(), format!("{:.4}", metric.value), String::new());
+        }
+    }
+    plain_table(&["", "before", "after", ""], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_for_people() {
+        assert_eq!(count(22_713_986), "22,713,986");
+        assert_eq!(
+            (count(999), bytes(512), bytes(1_572_864)),
+            ("999".into(), "512 B".into(), "1.50 MiB".into())
+        );
+    }
+}

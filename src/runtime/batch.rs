@@ -1,0 +1,44 @@
+//! What a forward pass takes.
+
+/// Texts one behind the other, without padding.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// `[tokens]`
+    pub ids: Vec<u32>,
+    /// `[tokens]`: 0 for the first text of a pair, 1 for the second.
+    pub type_ids: Vec<u32>,
+    /// `[tokens]`: index of the token in its text; starts above 0 behind padding on the left.
+    pub positions: Vec<u32>,
+    /// `[texts + 1]`: text `s` is the tokens from `starts[s]` to `starts[s + 1]`.
+    pub starts: Vec<usize>,
+    /// `[texts]`: where each text stood in the data it came from.
+    pub rows: Vec<usize>,
+}
+
+impl Batch {
+    /// Texts in this batch.
+    pub fn texts(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Tokens of all texts.
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Appends a text of token `ids`, `row` of its data.
+    ///
+    /// # Panics
+    /// If it has no token, or `type_ids` has another length.
+    pub fn push(&mut self, ids: &[u32], type_ids: &[u32], row: usize) {
+        assert!(!ids.is_empty() && ids.len() == type_ids.len(), "a text of {} tokens", ids.len());
+        self.ids.extend(ids);
+        self.type_ids.extend(type_ids);
+        self.positions.extend(0..ids.len() as u32);
+        if self.starts.is_empty() {
+            self.starts.push(0);
+        }
+        self.starts.push(self.ids.len());
+        self.rows.push(row);
+    }
+}

@@ -1,0 +1,255 @@
+//! A model made ready to run: every weight as f32, borrowed from the mapped file where it can be.
+
+use super::kernels::{self, Mat, MatMut};
+use crate::Result;
+use crate::model::{
+    Activation, Attention, FeedForward, Head, Layer, Linear, Model, Norm, PoolMode, Weight,
+};
+use std::borrow::Cow;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Encoder<'m> {
+    pub model: &'m Model,
+    pub(super) position: Cow<'m, [f32]>,
+    pub(super) token_type: Option<Cow<'m, [f32]>>,
+    /// Row 0 of ERNIE's task types.
+    pub(super) task_type: Option<Vec<f32>>,
+    pub(super) norm: RunNorm<'m>,
+    pub(super) project: Option<Dense<'m>>,
+    /// `[32, heads]`
+    pub(super) relative_bias: Option<Cow<'m, [f32]>>,
+    pub layers: Vec<RunLayer<'m>>,
+    pub head: RunHead<'m>,
+}
+
+/// `y = x·Wᵀ + b` in f32.
+#[derive(Debug)]
+pub struct Dense<'m> {
+    /// `[out, in]`
+    pub weight: Cow<'m, [f32]>,
+    /// `[out]`
+    pub bias: Option<Cow<'m, [f32]>>,
+    pub out: usize,
+    pub input: usize,
+}
+
+#[derive(Debug)]
+pub struct RunNorm<'m> {
+    pub weight: Cow<'m, [f32]>,
+    pub bias: Cow<'m, [f32]>,
+    pub eps: f32,
+}
+
+/// A layer ready to run.
+#[derive(Debug)]
+pub struct RunLayer<'m> {
+    pub attention: Option<RunAttention<'m>>,
+    pub ffn: Option<RunFeedForward<'m>>,
+}
+
+#[derive(Debug)]
+pub struct RunAttention<'m> {
+    pub query: Dense<'m>,
+    pub key: Dense<'m>,
+    pub value: Dense<'m>,
+    pub output: Dense<'m>,
+    pub norm: RunNorm<'m>,
+    pub heads: &'m [usize],
+    pub head_dim: usize,
+}
+
+#[derive(Debug)]
+pub struct RunFeedForward<'m> {
+    pub up: Dense<'m>,
+    pub down: Dense<'m>,
+    pub norm: RunNorm<'m>,
+    pub activation: Activation,
+}
+
+/// A head ready to run; see [`Head`].
+#[derive(Debug)]
+pub enum RunHead<'m> {
+    SequenceClassification {
+        dense: Dense<'m>,
+        activation: Activation,
+        out: Dense<'m>,
+    },
+    PerToken(Dense<'m>),
+    MaskedLm {
+        dense: Dense<'m>,
+        activation: Activation,
+        norm: RunNorm<'m>,
+        decoder: Cow<'m, [f32]>,
+        bias: Cow<'m, [f32]>,
+    },
+    Embedding {
+        pool: PoolMode,
+        normalize: bool,
+    },
+    Bare {
+        pooler: Option<Dense<'m>>,
+    },
+}
+
+impl<'m> Dense<'m> {
+    pub fn new(linear: &'m Linear) -> Result<Dense<'m>> {
+        Ok(Dense {
+            weight: linear.weight.to_f32()?,
+            bias: linear.bias.as_ref().map(|b| b.to_f32()).transpose()?,
+            out: linear.weight.rows(),
+            input: linear.weight.cols(),
+        })
+    }
+
+    /// `[out, in]`
+    pub fn matrix(&self) -> Mat<'_> {
+        Mat::new(&self.weight, self.out, self.input)
+    }
+
+    /// `x`: `[rows, in]` to `[rows, out]`.
+    pub fn forward(&self, x: &[f32]) -> Vec<f32> {
+        let rows = if self.input == 0 { 0 } else { x.len() / self.input };
+        self.forward_rows(x, rows)
+    }
+
+    /// As `forward`, for a layer that may have no inputs left.
+    pub fn forward_rows(&self, x: &[f32], rows: usize) -> Vec<f32> {
+        let mut y = vec![0.0; rows * self.out];
+        if self.input > 0 && self.out > 0 {
+            let x = Mat::new(x, rows, self.input);
+            kernels::product(MatMut::new(&mut y, rows, self.out), x, self.matrix().t(), 1.0);
+        }
+        if let Some(bias) = self.bias.as_ref().filter(|b| !b.is_empty()) {
+            kernels::add_bias(&mut y, bias);
+        }
+        y
+    }
+}
+
+impl<'m> RunNorm<'m> {
+    pub fn new(norm: &'m Norm, eps: f32) -> Result<RunNorm<'m>> {
+        Ok(RunNorm { weight: norm.weight.to_f32()?, bias: norm.bias.to_f32()?, eps })
+    }
+
+    /// Normalises the rows of `x` in place.
+    pub fn apply(&self, x: &mut [f32]) {
+        kernels::layer_norm(x, &self.weight, &self.bias, self.eps);
+    }
+}
+
+impl<'m> RunAttention<'m> {
+    pub fn new(attention: &'m Attention, eps: f32) -> Result<RunAttention<'m>> {
+        Ok(RunAttention {
+            query: Dense::new(&attention.query)?,
+            key: Dense::new(&attention.key)?,
+            value: Dense::new(&attention.value)?,
+            output: Dense::new(&attention.output)?,
+            norm: RunNorm::new(&attention.norm, eps)?,
+            heads: &attention.heads,
+            head_dim: attention.head_dim,
+        })
+    }
+}
+
+impl<'m> RunFeedForward<'m> {
+    pub fn new(ffn: &'m FeedForward, activation: Activation, eps: f32) -> Result<Self> {
+        Ok(RunFeedForward {
+            up: Dense::new(&ffn.up)?,
+            down: Dense::new(&ffn.down)?,
+            norm: RunNorm::new(&ffn.norm, eps)?,
+            activation,
+        })
+    }
+}
+
+impl<'m> RunLayer<'m> {
+    pub fn new(layer: &'m Layer, activation: Activation, eps: f32) -> Result<RunLayer<'m>> {
+        let attention = layer.attention.as_ref().map(|a| RunAttention::new(a, eps)).transpose()?;
+        let ffn =
+            layer.ffn.as_ref().map(|f| RunFeedForward::new(f, activation, eps)).transpose()?;
+        Ok(RunLayer { attention, ffn })
+    }
+}
+
+impl<'m> Encoder<'m> {
+    /// Makes `model` ready: packed and half-precision weights are expanded to f32 once.
+    pub fn new(model: &'m Model) -> Result<Encoder<'m>> {
+        let (activation, eps) = (model.config.activation, model.config.eps);
+        let layers = model
+            .layers
+            .iter()
+            .map(|l| RunLayer::new(l, activation, eps))
+            .collect::<Result<_>>()?;
+        Encoder::with_layers(model, layers)
+    }
+
+    /// As `new` with no layer: embeddings and head, for callers that go layer by layer.
+    pub fn shell(model: &'m Model) -> Result<Encoder<'m>> {
+        Encoder::with_layers(model, Vec::new())
+    }
+
+    fn with_layers(model: &'m Model, layers: Vec<RunLayer<'m>>) -> Result<Encoder<'m>> {
+        let (e, eps) = (&model.embeddings, model.config.eps);
+        let hidden = model.config.embedding;
+        let task_type = match &e.task_type {
+            Some(table) => Some(table.to_f32()?[..hidden].to_vec()),
+            None => None,
+        };
+        Ok(Encoder {
+            model,
+            position: e.position.to_f32()?,
+            token_type: e.token_type.as_ref().map(|t| t.to_f32()).transpose()?,
+            task_type,
+            norm: RunNorm::new(&e.norm, eps)?,
+            project: e.project.as_ref().map(Dense::new).transpose()?,
+            relative_bias: model.relative_bias.as_ref().map(|t| t.to_f32()).transpose()?,
+            layers,
+            head: run_head(model)?,
+        })
+    }
+}
+
+fn run_head(model: &Model) -> Result<RunHead<'_>> {
+    Ok(match &model.head {
+        Head::SequenceClassification { dense, activation, out } => {
+            RunHead::SequenceClassification {
+                dense: Dense::new(dense)?,
+                activation: *activation,
+                out: Dense::new(out)?,
+            }
+        }
+        Head::TokenClassification { out } | Head::QuestionAnswering { out } => {
+            RunHead::PerToken(Dense::new(out)?)
+        }
+        Head::MaskedLm { dense, activation, norm, decoder, bias } => RunHead::MaskedLm {
+            dense: Dense::new(dense)?,
+            activation: *activation,
+            norm: RunNorm::new(norm, model.config.eps)?,
+            decoder: match decoder {
+                Some(table) => table.to_f32()?,
+                None => model.embeddings.word.to_f32()?,
+            },
+            bias: bias.to_f32()?,
+        },
+        Head::Embedding { pool, normalize } => {
+            RunHead::Embedding { pool: *pool, normalize: *normalize }
+        }
+        Head::Bare { pooler } => {
+            RunHead::Bare { pooler: pooler.as_ref().map(Dense::new).transpose()? }
+        }
+    })
+}
+
+/// Adds row `row` of an embedding table to `out`, without expanding the table.
+pub(super) fn add_table_row(table: &Weight, row: usize, out: &mut [f32]) -> Result<()> {
+    match table {
+        Weight::Dense(tensor) => tensor.row_f32(row, |values| {
+            out.iter_mut().zip(values).for_each(|(o, v)| *o += v);
+        }),
+        Weight::Binary(binary) => {
+            binary.add_row(row, out);
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! From a batch to hidden states to answers.
+
+use super::encoder::{Encoder, RunAttention, RunFeedForward, RunHead, RunLayer, add_table_row};
+use super::kernels::{self, Mat, MatMut};
+use super::{Batch, Dense};
+use crate::model::family::Positions;
+use crate::model::slice::Masks;
+use crate::model::{Model, PoolMode};
+use crate::{Error, Result};
+
+/// The linear layers of a layer, by the input they share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Site {
+    /// Query, key and value.
+    QueryKeyValue,
+    AttentionOutput,
+    Up,
+    Down,
+}
+
+/// Sees what passes by in a forward pass. Every method does nothing unless overridden.
+pub trait Observer {
+    /// The input of the linear layers at `site` of `layer`: `[tokens, in]`.
+    fn linear_input(&mut self, _layer: usize, _site: Site, _x: &[f32]) {}
+
+    /// Probabilities of one head (by its position among those left) of one text of the batch:
+    /// `[tokens, tokens]` of that text.
+    fn attention(&mut self, _layer: usize, _head: usize, _text: usize, _probs: &[f32]) {}
+
+    /// Hidden state `index`, `[tokens, hidden]`: 0 after the embeddings, `l + 1` after layer `l`.
+    fn hidden(&mut self, _index: usize, _x: &[f32]) {}
+}
+
+/// Watches nothing.
+#[derive(Debug)]
+pub struct NoObserver;
+
+impl Observer for NoObserver {}
+
+/// What the head says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Output {
+    /// `[texts or tokens, width]`: logits, embeddings, or token states.
+    pub values: Vec<f32>,
+    pub width: usize,
+    /// One row a token instead of one a text.
+    pub per_token: bool,
+    /// BERT's pooler output, `[texts, hidden]`, of a bare encoder that has one.
+    pub pooled: Option<Vec<f32>>,
+}
+
+/// What attention computes besides its result: the reference that gradients go back through.
+#[derive(Debug, Default)]
+pub struct AttentionState {
+    /// `[tokens, 3 · heads · head_dim]`: query, key and value side by side.
+    pub qkv: Vec<f32>,
+    /// `[tokens, heads · head_dim]`
+    pub context: Vec<f32>,
+}
+
+impl Encoder<'_> {
+    /// Runs a batch through embeddings, layers and head.
+    ///
+    /// `masks` multiplies heads and units; `observer` sees the way.
+    ///
+    /// # Errors
+    /// If a token, a type or a position is outside the model's tables.
+    pub fn forward(
+        &self,
+        batch: &Batch,
+        masks: Option<&Masks>,
+        observer: &mut dyn Observer,
+    ) -> Result<Output> {
+        Ok(self.answer(batch, &self.hidden(batch, masks, observer)?))
+    }
+
+    /// The last hidden state, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`].
+    pub fn hidden(
+        &self,
+        batch: &Batch,
+        masks: Option<&Masks>,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<f32>> {
+        let mut x = self.embed(batch)?;
+        observer.hidden(0, &x);
+        for (l, layer) in self.layers.iter().enumerate() {
+            x = self.layer(l, layer, x, batch, masks, observer);
+            observer.hidden(l + 1, &x);
+        }
+        Ok(x)
+    }
+
+    /// One layer over `x`, `[tokens, hidden]`.
+    pub fn layer(
+        &self,
+        index: usize,
+        layer: &RunLayer,
+        mut x: Vec<f32>,
+        batch: &Batch,
+        masks: Option<&Masks>,
+        observer: &mut dyn Observer,
+    ) -> Vec<f32> {
+        if let Some(attention) = &layer.attention {
+            observer.linear_input(index, Site::QueryKeyValue, &x);
+            let heads = masks.map(|m| m.heads[index].as_slice());
+            let mut seen = |head: usize, text: usize, probs: &[f32]| {
+                observer.attention(index, head, text, probs);
+            };
+            let state = self.attention_context(attention, &x, batch, heads, &mut seen);
+            observer.linear_input(index, Site::AttentionOutput, &state.context);
+            x = attention.finish(&state.context, &x);
+        }
+        if let Some(ffn) = &layer.ffn {
+            observer.linear_input(index, Site::Up, &x);
+            let mut units = ffn.units(&x);
+            if let Some(mask) = masks.map(|m| &m.units[index]).filter(|m| !m.is_empty()) {
+                for row in units.chunks_exact_mut(mask.len()) {
+                    row.iter_mut().zip(mask).for_each(|(u, m)| *u *= m);
+                }
+            }
+            observer.linear_input(index, Site::Down, &units);
+            x = ffn.finish(&units, &x);
+        }
+        x
+    }
+
+    /// Hidden state 0, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`].
+    pub fn embed(&self, batch: &Batch) -> Result<Vec<f32>> {
+        let config = &self.model.config;
+        let width = config.embedding;
+        let positions = position_rows(self.model, batch);
+        let mut x = vec![0.0; batch.tokens() * width];
+        for (t, out) in x.chunks_exact_mut(width).enumerate() {
+            let (id, position) = (batch.ids[t] as usize, positions[t] as usize);
+            let token_type = batch.type_ids[t] as usize;
+            let outside = |what: &str, found: usize, rows: usize, advice| {
+                Err(Error::Mismatch {
+                    found: format!("a text has {what} {found}"),
+                    expected: format!("the model has {rows} (numbered from 0)"),
+                    advice,
+                })
+            };
+            if id >= config.vocab {
+                let advice = "use the tokenizer that belongs to the checkpoint";
+                return outside("token id", id, config.vocab, advice);
+            }
+            if position >= config.max_positions {
+                let advice = "cut the texts with --max-length";
+                return outside("a token at position row", position, config.max_positions, advice);
+            }
+            add_table_row(&self.model.embeddings.word, id, out)?;
+            let add = |table: &[f32], row: usize, out: &mut [f32]| {
+                let values = &table[row * width..(row + 1) * width];
+                out.iter_mut().zip(values).for_each(|(o, v)| *o += v);
+            };
+            add(&self.position, position, out);
+            if let Some(table) = &self.token_type {
+                // RoBERTa has one row, and its tokenizers mark the second text all the same.
+                let row = if config.token_types == 1 { 0 } else { token_type };
+                if row >= config.token_types {
+                    let advice = "use the tokenizer that belongs to the checkpoint";
+                    return outside("token type", row, config.token_types, advice);
+                }
+                add(table, row, out);
+            }
+            if let Some(row) = &self.task_type {
+                add(row, 0, out);
+            }
+        }
+        self.norm.apply(&mut x);
+        Ok(match &self.project {
+            Some(project) => project.forward(&x),
+            None => x,
+        })
+    }
+
+    /// Query, key and value of `x`, `[tokens, hidden]`, and what each head makes of them. `seen`
+    /// gets head, text and probabilities.
+    pub fn attention_context(
+        &self,
+        attention: &RunAttention,
+        x: &[f32],
+        batch: &Batch,
+        mask: Option<&[f32]>,
+        seen: &mut dyn FnMut(usize, usize, &[f32]),
+    ) -> AttentionState {
+        let tokens = batch.tokens();
+        let (heads, dim) = (attention.heads.len(), attention.head_dim);
+        let width = heads * dim;
+        let qkv = attention.query_key_value(x, tokens);
+        let mut context = vec![0.0; tokens * width];
+        let mut probs = Vec::new();
+        for text in 0..batch.texts() {
+            let (from, len) = (batch.starts[text], batch.starts[text + 1] - batch.starts[text]);
+            let bias = self.score_bias(&batch.positions[from..from + len]);
+            for head in 0..heads {
+                self.probabilities(attention, &qkv, from, len, head, bias.as_deref(), &mut probs);
+                seen(head, text, &probs);
+                let value = qkv_part(&qkv, tokens, width, 2, from, len, head * dim, dim);
+                let scale = mask.map_or(1.0, |m| m[head]);
+                let out = MatMut::new(&mut context, tokens, width)
+                    .columns(head * dim, dim)
+                    .block(from, len);
+                kernels::product(out, Mat::new(&probs, len, len), value, scale);
+            }
+        }
+        AttentionState { qkv, context }
+    }
+
+    /// Attention probabilities of one head in the text at `from..from + len`: `[len, len]`.
+    #[allow(clippy::too_many_arguments)] // one text and one head of a batch, named by their places
+    pub fn probabilities(
+        &self,
+        attention: &RunAttention,
+        qkv: &[f32],
+        from: usize,
+        len: usize,
+        head: usize,
+        bias: Option<&[f32]>,
+        probs: &mut Vec<f32>,
+    ) {
+        let (heads, dim) = (attention.heads.len(), attention.head_dim);
+        let width = heads * dim;
+        let tokens = qkv.len() / (3 * width);
+        probs.resize(len * len, 0.0);
+        let part = |which| qkv_part(qkv, tokens, width, which, from, len, head * dim, dim);
+        let scale = 1.0 / (dim as f32).sqrt();
+        kernels::product(MatMut::new(probs, len, len), part(0), part(1).t(), scale);
+        if let Some(bias) = bias {
+            let rows = self.model.config.heads;
+            let original = attention.heads[head];
+            let bias = &bias[original * len * len..(original + 1) * len * len];
+            debug_assert!(original < rows, "head {original} of {rows}");
+            probs.iter_mut().zip(bias).for_each(|(p, b)| *p += b);
+        }
+        for row in probs.chunks_exact_mut(len) {
+            kernels::softmax(row);
+        }
+    }
+
+    /// MPNet's bias for one text, `[original heads, len, len]`.
+    pub fn score_bias(&self, positions: &[u32]) -> Option<Vec<f32>> {
+        let table = self.relative_bias.as_ref()?;
+        let (heads, len) = (self.model.config.heads, positions.len());
+        let mut bias = vec![0.0; heads * len * len];
+        for (q, &query) in positions.iter().enumerate() {
+            for (k, &key) in positions.iter().enumerate() {
+                let bucket = relative_bucket(key as i64 - query as i64);
+                for head in 0..heads {
+                    bias[(head * len + q) * len + k] = table[bucket * heads + head];
+                }
+            }
+        }
+        Some(bias)
+    }
+
+    /// What the head says of the last hidden state, `[tokens, hidden]`.
+    pub fn answer(&self, batch: &Batch, x: &[f32]) -> Output {
+        let hidden = self.model.config.hidden;
+        let firsts = || -> Vec<f32> {
+            let starts = &batch.starts[..batch.texts()];
+            starts.iter().flat_map(|&t| &x[t * hidden..(t + 1) * hidden]).copied().collect()
+        };
+        let per_text = |values, width| Output { values, width, per_token: false, pooled: None };
+        let per_token = |values, width| Output { values, width, per_token: true, pooled: None };
+        match &self.head {
+            RunHead::SequenceClassification { dense, activation, out } => {
+                let mut pooled = dense.forward(&firsts());
+                kernels::activate(*activation, &mut pooled);
+                per_text(out.forward(&pooled), out.out)
+            }
+            RunHead::PerToken(out) => per_token(out.forward(x), out.out),
+            RunHead::MaskedLm { dense, activation, norm, decoder, bias } => {
+                let mut states = dense.forward(x);
+                kernels::activate(*activation, &mut states);
+                norm.apply(&mut states);
+                let (tokens, vocab, width) = (batch.tokens(), bias.len(), dense.out);
+                let mut logits = vec![0.0; tokens * vocab];
+                let decoder = Mat::new(decoder, vocab, width);
+                let out = MatMut::new(&mut logits, tokens, vocab);
+                kernels::product(out, Mat::new(&states, tokens, width), decoder.t(), 1.0);
+                kernels::add_bias(&mut logits, bias);
+                per_token(logits, vocab)
+            }
+            RunHead::Embedding { pool, normalize } => {
+                let mut pooled: Vec<f32> = Vec::with_capacity(batch.texts() * hidden);
+                for span in batch.starts.windows(2) {
+                    pooled.extend(pool_states(
+                        *pool,
+                        &x[span[0] * hidden..span[1] * hidden],
+                        hidden,
+                    ));
+                }
+                if *normalize {
+                    for row in pooled.chunks_exact_mut(hidden) {
+                        let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
+                        row.iter_mut().for_each(|x| *x /= norm);
+                    }
+                }
+                per_text(pooled, hidden)
+            }
+            RunHead::Bare { pooler } => {
+                let pooled = pooler.as_ref().map(|pooler| {
+                    let mut pooled = pooler.forward(&firsts());
+                    kernels::activate(crate::model::Activation::Tanh, &mut pooled);
+                    pooled
+                });
+                Output { pooled, ..per_token(x.to_vec(), hidden) }
+            }
+        }
+    }
+}
+
+impl RunAttention<'_> {
+    /// `[tokens, 3 · heads · head_dim]`: query, key and value side by side.
+    pub fn query_key_value(&self, x: &[f32], tokens: usize) -> Vec<f32> {
+        let width = self.heads.len() * self.head_dim;
+        let mut qkv = vec![0.0; tokens * 3 * width];
+        if width == 0 {
+            return qkv;
+        }
+        let hidden = self.query.input;
+        for (i, linear) in [&self.query, &self.key, &self.value].into_iter().enumerate() {
+            let out = MatMut::new(&mut qkv, tokens, 3 * width).columns(i * width, width);
+            kernels::product(out, Mat::new(x, tokens, hidden), linear.matrix().t(), 1.0);
+        }
+        let bias: Vec<f32> = [&self.query, &self.key, &self.value]
+            .into_iter()
+            .flat_map(|l| l.bias.as_deref().unwrap_or_default())
+            .copied()
+            .collect();
+        if bias.len() == 3 * width {
+            kernels::add_bias(&mut qkv, &bias);
+        }
+        qkv
+    }
+
+    /// The sum that the LayerNorm sees: output projection of `context` plus `residual`.
+    pub fn sum(&self, context: &[f32], residual: &[f32]) -> Vec<f32> {
+        sum(&self.output, context, residual)
+    }
+
+    /// Output projection, residual and LayerNorm.
+    pub fn finish(&self, context: &[f32], residual: &[f32]) -> Vec<f32> {
+        let mut y = self.sum(context, residual);
+        self.norm.apply(&mut y);
+        y
+    }
+}
+
+impl RunFeedForward<'_> {
+    /// The units' values, `[tokens, ffn]`.
+    pub fn units(&self, x: &[f32]) -> Vec<f32> {
+        let mut units = self.up.forward(x);
+        kernels::activate(self.activation, &mut units);
+        units
+    }
+
+    /// The sum that the LayerNorm sees: the second matrix of `units` plus `residual`.
+    pub fn sum(&self, units: &[f32], residual: &[f32]) -> Vec<f32> {
+        sum(&self.down, units, residual)
+    }
+
+    /// Second matrix, residual and LayerNorm.
+    pub fn finish(&self, units: &[f32], residual: &[f32]) -> Vec<f32> {
+        let mut y = self.sum(units, residual);
+        self.norm.apply(&mut y);
+        y
+    }
+}
+
+fn sum(linear: &Dense, x: &[f32], residual: &[f32]) -> Vec<f32> {
+    let mut y = linear.forward_rows(x, residual.len() / linear.out);
+    y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
+    y
+}
+
+/// Columns `column..column + dim` of query (0), key (1) or value (2), rows `from..from + len`.
+#[allow(clippy::too_many_arguments)] // a window of a matrix of three matrices
+pub fn qkv_part(
+    qkv: &[f32],
+    tokens: usize,
+    width: usize,
+    which: usize,
+    from: usize,
+    len: usize,
+    column: usize,
+    dim: usize,
+) -> Mat<'_> {
+    Mat::new(qkv, tokens, 3 * width).columns(which * width + column, dim).block(from, len)
+}
+
+/// Rows of the position table, `[tokens]`.
+fn position_rows(model: &Model, batch: &Batch) -> Vec<u32> {
+    let pad = match model.family.positions {
+        Positions::FromZero => return batch.positions.clone(),
+        Positions::AfterPadding => model.config.pad_id,
+        Positions::AfterOne => 1,
+    };
+    let mut rows = Vec::with_capacity(batch.tokens());
+    for span in batch.starts.windows(2) {
+        let mut live = 0;
+        for &id in &batch.ids[span[0]..span[1]] {
+            // A padding id inside a text gets the padding row, as in Transformers.
+            live += (id != pad) as u32;
+            rows.push(if id == pad { pad } else { pad + live });
+        }
+    }
+    rows
+}
+
+/// The row of MPNet's table for a key `distance` tokens behind the query: 16 buckets a direction, the
+/// upper 8 logarithmic up to 128 (as T5).
+fn relative_bucket(distance: i64) -> usize {
+    let n = distance.unsigned_abs() as usize;
+    let side = if distance > 0 { 16 } else { 0 };
+    let bucket = if n < 8 {
+        n
+    } else {
+        // In f32, as Transformers computes it: the truncation falls on the same side.
+        let log = (n as f32 / 8.0).ln() / ((128.0f64 / 8.0).ln() as f32) * 8.0;
+        (8 + log as usize).min(15)
+    };
+    side + bucket
+}
+
+fn pool_states(pool: PoolMode, states: &[f32], hidden: usize) -> Vec<f32> {
+    let rows = states.chunks_exact(hidden);
+    let count = rows.len() as f32;
+    match pool {
+        PoolMode::Cls => states[..hidden].to_vec(),
+        PoolMode::Mean => {
+            let mut sum = vec![0.0; hidden];
+            for row in rows {
+                sum.iter_mut().zip(row).for_each(|(s, x)| *s += x);
+            }
+            sum.iter_mut().for_each(|s| *s /= count);
+            sum
+        }
+        PoolMode::Max => {
+            let mut max = vec![f32::NEG_INFINITY; hidden];
+            for row in rows {
+                max.iter_mut().zip(row).for_each(|(m, x)| *m = m.max(*x));
+            }
+            max
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distances_fall_into_the_buckets_of_transformers() {
+        // relative_position_bucket(torch.tensor([...])), Transformers 5.23.
+        let distances = [0, 1, -1, 7, -7, 8, -8, 11, 12, -16, 31, 64, -90, 91, -127, 128, 500];
+        let expected = [0, 17, 1, 23, 7, 24, 8, 24, 25, 10, 27, 30, 14, 31, 15, 31, 31];
+        assert_eq!(distances.map(relative_bucket), expected);
+    }
+}

@@ -1,0 +1,13 @@
+//! The one definition of the forward pass, over the typed model.
+//!
+//! Texts of a batch lie one behind the other without padding: `tokens` below counts live tokens of
+//! all of them. Linear layers see one `[tokens, hidden]` matrix; attention goes text by text.
+
+mod batch;
+mod encoder;
+mod forward;
+pub mod kernels;
+
+pub use batch::Batch;
+pub use encoder::{Dense, Encoder, RunAttention, RunFeedForward, RunHead, RunLayer};
+pub use forward::{NoObserver, Observer, Output, Site};

@@ -1,0 +1,166 @@
+//! Fisher scores of heads and feed-forward units (Kwon et al. 2022, §4.2; CoFi notes, §7.1).
+
+use super::backward::{self, input_gradient};
+use crate::Result;
+use crate::data::Targets;
+use crate::model::PoolMode;
+use crate::runtime::kernels::{activate, activation_gradient};
+use crate::runtime::{Batch, Encoder, Observer, RunHead};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+/// Gradients of the loss with respect to every mask, one row a text.
+#[derive(Debug, Clone, Default)]
+pub struct MaskGradients {
+    /// By layer: `[texts, heads]`
+    pub heads: Vec<Vec<f32>>,
+    /// By layer: `[texts, units]`
+    pub units: Vec<Vec<f32>>,
+}
+
+/// Gradients of the masks (all at 1) over one batch.
+///
+/// The loss is the cross-entropy against `targets` (by `batch.rows`), or, without them, against labels
+/// drawn from the model's own predictions, whose squared gradients estimate the Fisher information
+/// itself instead of its empirical cousin. Where there are no classes (regression, embeddings, masked LM,
+/// bare encoders) it is a random projection of what the head gives out, whose squared gradients estimate
+/// the squared error of reconstructing that output. Randomness depends on `seed` and the text's row only.
+///
+/// # Errors
+/// As [`Encoder::forward`].
+pub fn mask_gradients(
+    encoder: &Encoder,
+    batch: &Batch,
+    targets: Option<&Targets>,
+    seed: u64,
+) -> Result<MaskGradients> {
+    struct Inputs(Vec<Vec<f32>>);
+    impl Observer for Inputs {
+        fn hidden(&mut self, _: usize, x: &[f32]) {
+            self.0.push(x.to_vec());
+        }
+    }
+    let mut inputs = Inputs(Vec::new());
+    let last = encoder.hidden(batch, None, &mut inputs)?;
+    let mut grad = loss_gradient(encoder, batch, &last, targets, seed);
+    let mut gradients = MaskGradients::default();
+    for (layer, x) in encoder.layers.iter().zip(&inputs.0).rev() {
+        let step = backward::layer(encoder, layer, x, batch, grad);
+        grad = step.input;
+        gradients.heads.push(step.heads);
+        gradients.units.push(step.units);
+    }
+    gradients.heads.reverse();
+    gradients.units.reverse();
+    Ok(gradients)
+}
+
+/// With respect to the last hidden state, `[tokens, hidden]`.
+fn loss_gradient(
+    encoder: &Encoder,
+    batch: &Batch,
+    x: &[f32],
+    targets: Option<&Targets>,
+    seed: u64,
+) -> Vec<f32> {
+    let hidden = encoder.model.config.hidden;
+    let regression = encoder.model.config.regression;
+    let mut random: Vec<ChaCha8Rng> = batch
+        .rows
+        .iter()
+        .map(|&row| {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            rng.set_stream(row as u64);
+            rng
+        })
+        .collect();
+    let mut grad = vec![0.0; x.len()];
+    match &encoder.head {
+        RunHead::SequenceClassification { dense, activation, out } => {
+            let firsts: Vec<f32> = batch.starts[..batch.texts()]
+                .iter()
+                .flat_map(|&t| &x[t * hidden..(t + 1) * hidden])
+                .copied()
+                .collect();
+            let inner = dense.forward(&firsts);
+            let mut pooled = inner.clone();
+            activate(*activation, &mut pooled);
+            let mut logits = out.forward(&pooled);
+            for (text, logits) in logits.chunks_exact_mut(out.out).enumerate() {
+                let (row, rng) = (batch.rows[text], &mut random[text]);
+                match targets {
+                    Some(Targets::Scores(scores)) => logits[0] -= scores[row],
+                    Some(Targets::Classes(classes)) => {
+                        cross_entropy(logits, Some(classes[row] as usize), rng);
+                    }
+                    None if regression => logits[0] = normal(rng),
+                    None => cross_entropy(logits, None, rng),
+                }
+            }
+            let mut back = input_gradient(out, &logits);
+            activation_gradient(*activation, &inner, &mut back);
+            let back = input_gradient(dense, &back);
+            for (text, &t) in batch.starts[..batch.texts()].iter().enumerate() {
+                grad[t * hidden..(t + 1) * hidden]
+                    .copy_from_slice(&back[text * hidden..(text + 1) * hidden]);
+            }
+        }
+        RunHead::PerToken(out) => {
+            let mut logits = out.forward(x);
+            for (text, span) in batch.starts.windows(2).enumerate() {
+                for row in logits[span[0] * out.out..span[1] * out.out].chunks_exact_mut(out.out) {
+                    cross_entropy(row, None, &mut random[text]);
+                }
+            }
+            grad = input_gradient(out, &logits);
+        }
+        RunHead::Embedding { pool: PoolMode::Cls, .. } => {
+            for (text, &t) in batch.starts[..batch.texts()].iter().enumerate() {
+                let row = &mut grad[t * hidden..(t + 1) * hidden];
+                row.iter_mut().for_each(|g| *g = normal(&mut random[text]));
+            }
+        }
+        RunHead::Embedding { .. } => {
+            // Max pooling is treated as mean pooling: which token wins is not what should be kept.
+            for (text, span) in batch.starts.windows(2).enumerate() {
+                let scale = 1.0 / (span[1] - span[0]) as f32;
+                let direction: Vec<f32> =
+                    (0..hidden).map(|_| scale * normal(&mut random[text])).collect();
+                for row in grad[span[0] * hidden..span[1] * hidden].chunks_exact_mut(hidden) {
+                    row.copy_from_slice(&direction);
+                }
+            }
+        }
+        RunHead::MaskedLm { .. } | RunHead::Bare { .. } => {
+            for (text, span) in batch.starts.windows(2).enumerate() {
+                let rows = &mut grad[span[0] * hidden..span[1] * hidden];
+                rows.iter_mut().for_each(|g| *g = normal(&mut random[text]));
+            }
+        }
+    }
+    grad
+}
+
+/// `logits` become softmax − one-hot of `class`, or of a class drawn from the softmax.
+fn cross_entropy(logits: &mut [f32], class: Option<usize>, rng: &mut ChaCha8Rng) {
+    crate::runtime::kernels::softmax(logits);
+    let class = class.unwrap_or_else(|| {
+        let mut left = uniform(rng);
+        let drawn = logits.iter().position(|&p| {
+            left -= p;
+            left < 0.0
+        });
+        drawn.unwrap_or(logits.len() - 1)
+    });
+    logits[class] -= 1.0;
+}
+
+fn uniform(rng: &mut ChaCha8Rng) -> f32 {
+    (rng.next_u32() >> 8) as f32 / (1u32 << 24) as f32
+}
+
+/// Standard normal, by Box and Muller.
+fn normal(rng: &mut ChaCha8Rng) -> f32 {
+    let (u, v) = (1.0 - uniform(rng), uniform(rng));
+    (-2.0 * u.ln()).sqrt() * (std::f32::consts::TAU * v).cos()
+}
