@@ -37,23 +37,15 @@ pub struct Binarize {
     pub rounds: usize,
     /// Added to the diagonal of the inputs' second moments, relative to its mean.
     pub damp: f64,
-    /// Pack the word embeddings too.
-    pub embeddings: bool,
-    /// Pack the head too.
-    pub heads: bool,
+    /// Sign planes of the word embeddings, 0 to 4; 0 leaves them as they are.
+    pub embeddings: usize,
+    /// Sign planes of the head's linear layers, 0 to 4; 0 leaves them as they are.
+    pub head: usize,
 }
 
 impl Default for Binarize {
     fn default() -> Self {
-        Binarize {
-            planes: 2,
-            rank: 0,
-            group: 0,
-            rounds: 3,
-            damp: 0.01,
-            embeddings: false,
-            heads: false,
-        }
+        Binarize { planes: 2, rank: 0, group: 0, rounds: 3, damp: 0.01, embeddings: 0, head: 0 }
     }
 }
 
@@ -74,12 +66,12 @@ impl Pass for Binarize {
                 }
             }
         }
-        if self.embeddings {
-            changes.push(self.pack_embeddings(model)?);
+        if self.embeddings > 0 {
+            changes.push(self.plain(self.embeddings).pack_embeddings(model)?);
         }
-        if self.heads {
+        if self.head > 0 {
             for linear in model.head.linears_mut() {
-                changes.push(self.pack(linear, None)?);
+                changes.push(self.plain(self.head).pack(linear, None)?);
             }
         }
         cx.progress.step()?;
@@ -94,6 +86,15 @@ impl Binarize {
         };
         if !(1..=4).contains(&self.planes) {
             return fail("planes", self.planes.to_string(), "1, 2, 3 or 4");
+        }
+        for (option, planes) in [("embeddings", self.embeddings), ("head", self.head)] {
+            if planes > 4 {
+                return fail(
+                    option,
+                    planes.to_string(),
+                    "0 to leave it as it is, or 1 to 4 planes",
+                );
+            }
         }
         if self.rank > 4096 {
             return fail("rank", self.rank.to_string(), "a number from 0 to 4096");
@@ -169,6 +170,11 @@ impl Binarize {
         Ok(())
     }
 
+    /// Planes without a residual, for tables and heads.
+    fn plain(&self, planes: usize) -> Binarize {
+        Binarize { planes, rank: 0, ..self.clone() }
+    }
+
     /// Packs one layer; `metric` comes from what it multiplies.
     fn pack(&self, linear: &mut Linear, metric: Option<&Metric>) -> Result<Change> {
         let before = linear.clone();
@@ -202,7 +208,7 @@ impl Binarize {
             moments.add(&x, &[]);
             Ok(())
         })?;
-        Ok(Metric::new(&moments, self.damp))
+        Ok(Metric::new(moments, self.damp))
     }
 
     /// `W ≈ planes + U·V`: signs and residual are fitted in turn, and the best round counts.

@@ -17,15 +17,13 @@ pub struct Metric {
 }
 
 impl Metric {
-    pub fn new(inputs: &Moments, damp: f64) -> Metric {
+    pub fn new(inputs: Moments, damp: f64) -> Metric {
+        let n = inputs.inputs;
         let h = inputs.damped(damp);
-        let n = h.nrows();
         let mut order: Vec<usize> = (0..n).collect();
-        order.sort_by(|&a, &b| h[(b, b)].total_cmp(&h[(a, a)]).then(a.cmp(&b)));
-        let permuted = faer::Mat::from_fn(n, n, |i, j| h[(order[i], order[j])]);
-        let factor = inverse_factor(&permuted)
+        order.sort_by(|&a, &b| h[b * n + b].total_cmp(&h[a * n + a]).then(a.cmp(&b)));
+        let factor = inverse_factor(&h, &order)
             .expect("second moments with a positive ridge are positive definite");
-        let h = (0..n * n).map(|i| h[(i / n, i % n)] as f32).collect();
         Metric { h, factor, order }
     }
 }

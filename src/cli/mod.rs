@@ -111,7 +111,6 @@ impl ThreadArgs {
 
 /// Parses the command line, runs it, and turns errors into text and exit codes.
 pub fn main() -> ExitCode {
-    tune_allocator();
     quiet_guarded_panics();
     let cli = Cli::parse();
     progress::catch_signals();
@@ -135,16 +134,6 @@ pub fn main() -> ExitCode {
             eprintln!("{text}");
             ExitCode::from(error.exit_code())
         }
-    }
-}
-
-/// glibc gives every buffer over 128 KiB fresh zeroed pages; keeping them saves a tenth of a forward pass.
-fn tune_allocator() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt only sets parameters, before any thread is started.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 64 << 20);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 256 << 20);
     }
 }
 

@@ -66,6 +66,8 @@ impl Model {
         let model = Model { embeddings, layers, relative_bias, head, unused, config, family };
         for tensor in model.tensors() {
             tensor.check_finite()?;
+            // What is needed is read again; a large table is needed by a few rows.
+            tensor.release();
         }
         model.validate()?;
         Ok(model)

@@ -1,8 +1,11 @@
 //! Second moments of layer inputs, gathered batch by batch, and what is solved with them.
 
 use crate::runtime::kernels::{Mat, MatMut, add_product};
-use faer::linalg::solvers::{DenseSolveCore, Solve};
-use faer::{Mat as Matrix, Side};
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
+use faer::linalg::solvers::Solve;
+use faer::linalg::triangular_inverse::invert_lower_triangular;
+use faer::{Mat as Matrix, Par, Side};
 use rayon::prelude::*;
 
 /// `Σ x·xᵀ`, `Σ x` and, for least squares, `Σ x·rᵀ` and `Σ r` over tokens.
@@ -64,17 +67,16 @@ impl Moments {
         }
     }
 
-    /// `E[x·xᵀ]` plus `damp` times the mean of its diagonal on the diagonal; inputs that were never
-    /// live get that and nothing else.
-    pub fn damped(&self, damp: f64) -> Matrix<f64> {
+    /// `H = E[x·xᵀ]` plus `damp` times the mean of its diagonal on the diagonal, `[inputs, inputs]`;
+    /// inputs that were never live get that and nothing else.
+    pub fn damped(self, damp: f64) -> Vec<f32> {
         let (n, tokens) = (self.inputs, self.tokens.max(1) as f64);
-        let mean =
-            (0..n).map(|i| self.xx[i * n + i] as f64).sum::<f64>() / tokens / n.max(1) as f64;
-        let ridge = (damp * mean).max(1e-12);
-        Matrix::from_fn(n, n, |i, j| {
-            let value = self.xx[i * n + j] as f64 / tokens;
-            if i == j { value + ridge } else { value }
-        })
+        let mut h = self.xx;
+        h.iter_mut().for_each(|v| *v = (*v as f64 / tokens) as f32);
+        let mean = (0..n).map(|i| h[i * n + i] as f64).sum::<f64>() / n.max(1) as f64;
+        let ridge = (damp * mean).max(1e-12) as f32;
+        (0..n).for_each(|i| h[i * n + i] += ridge);
+        h
     }
 
     /// The change of a linear layer, weight `[outputs, inputs]` and bias `[outputs]`, that best removes
@@ -111,16 +113,26 @@ impl Moments {
     }
 }
 
-/// The upper triangular `U` with `UᵀU = H⁻¹`, row-major f32; `None` if `H` is not positive definite.
-pub fn inverse_factor(h: &Matrix<f64>) -> Option<Vec<f32>> {
-    let n = h.nrows();
-    let inverse = h.llt(Side::Lower).ok()?.inverse();
-    let factor = inverse.llt(Side::Lower).ok()?;
-    let lower = factor.L();
+/// The upper triangular `U`, `[n, n]`, with `UᵀU = H⁻¹`, rows and columns of `h` taken in the order of
+/// `order`; `None` if `h` is not positive definite.
+///
+/// With the order reversed, `H = L·Lᵀ` gives `U = L⁻¹` read backwards: one factorisation, and no inverse
+/// of `H` itself.
+pub fn inverse_factor(h: &[f32], order: &[usize]) -> Option<Vec<f32>> {
+    let n = order.len();
+    let from = |i: usize| order[n - 1 - i];
+    let mut lower = Matrix::from_fn(n, n, |i, j| h[from(i) * n + from(j)] as f64);
+    let scratch = cholesky_in_place_scratch::<f64>(n, Par::Seq, Default::default());
+    let mut memory = MemBuffer::new(scratch);
+    let stack = MemStack::new(&mut memory);
+    let settings = Default::default();
+    cholesky_in_place(lower.as_mut(), Default::default(), Par::Seq, stack, settings).ok()?;
+    let mut inverse = Matrix::zeros(n, n);
+    invert_lower_triangular(inverse.as_mut(), lower.as_ref(), Par::Seq);
     let mut upper = vec![0.0; n * n];
     for i in 0..n {
         for j in i..n {
-            upper[i * n + j] = lower[(j, i)] as f32;
+            upper[i * n + j] = inverse[(n - 1 - i, n - 1 - j)] as f32;
         }
     }
     Some(upper)
@@ -153,8 +165,10 @@ mod tests {
 
     #[test]
     fn the_inverse_factor_is_one() {
-        let h = Matrix::from_fn(3, 3, |i, j| if i == j { 2.0 } else { 0.5 });
-        let u = inverse_factor(&h).expect("positive definite");
+        let h: Vec<f32> = vec![2.0, 0.5, 0.1, 0.5, 3.0, 0.7, 0.1, 0.7, 1.0];
+        let order = [2, 0, 1];
+        let u = inverse_factor(&h, &order).expect("positive definite");
+        assert!(u[3] == 0.0 && u[6] == 0.0 && u[7] == 0.0, "upper triangular: {u:?}");
         for i in 0..3 {
             for j in 0..3 {
                 // (UᵀU)·H = 1
@@ -162,7 +176,7 @@ mod tests {
                     .map(|k| {
                         let inverse: f64 =
                             (0..3).map(|r| (u[r * 3 + i] * u[r * 3 + k]) as f64).sum();
-                        inverse * h[(k, j)]
+                        inverse * h[order[k] * 3 + order[j]] as f64
                     })
                     .sum();
                 assert!((value - if i == j { 1.0 } else { 0.0 }).abs() < 1e-6);
