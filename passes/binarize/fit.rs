@@ -1,5 +1,6 @@
 //! Sign planes of a matrix: the best levels for each row, and which level each weight takes.
 
+use crate::model::{Binary, LowRank};
 use rayon::prelude::*;
 
 /// A matrix whose weights take one of `2^planes` levels `Σ ±scale_k` of their group.
@@ -77,24 +78,11 @@ impl Codes {
         self
     }
 
-    /// The matrix it stands for.
-    pub fn to_dense(&self) -> Vec<f32> {
-        let mut dense = vec![0.0; self.rows * self.cols];
-        let groups = self.cols.div_ceil(self.group);
-        for (i, value) in dense.iter_mut().enumerate() {
-            let (row, col) = (i / self.cols, i % self.cols);
-            let at = (row * groups + col / self.group) * self.planes;
-            let scales = &self.scales[at..at + self.planes];
-            *value = level(scales, self.codes[i]);
-        }
-        dense
-    }
-
-    /// Signs, `[planes, rows, cols]`, and scales, `[planes, rows, groups]`, as they are stored.
-    pub fn planes(&self) -> (Vec<bool>, Vec<f32>) {
-        let plane = |k: usize| self.codes.iter().map(move |code| code >> k & 1 == 1);
+    /// As it is stored, with a residual beside it.
+    pub fn pack(&self, name: String, low_rank: Option<LowRank>) -> Binary {
         let scale = |k: usize| self.scales.iter().skip(k).step_by(self.planes).copied();
-        ((0..self.planes).flat_map(plane).collect(), (0..self.planes).flat_map(scale).collect())
+        let scales: Vec<f32> = (0..self.planes).flat_map(scale).collect();
+        Binary::new(name, (self.rows, self.cols), self.group, &self.codes, &scales, low_rank)
     }
 }
 
@@ -205,7 +193,17 @@ mod tests {
 
     fn error(w: &[f32], codes: &Codes) -> f64 {
         let squares = |x: f64| x * x;
-        w.iter().zip(codes.to_dense()).map(|(w, q)| squares((w - q) as f64)).sum()
+        w.iter().zip(dense(codes)).map(|(w, q)| squares((w - q) as f64)).sum()
+    }
+
+    /// Without the rounding of what is stored.
+    fn dense(codes: &Codes) -> Vec<f32> {
+        let groups = codes.cols.div_ceil(codes.group);
+        let value = |(i, &code): (usize, &u8)| {
+            let at = (i / codes.cols * groups + i % codes.cols / codes.group) * codes.planes;
+            level(&codes.scales[at..at + codes.planes], code)
+        };
+        codes.codes.iter().enumerate().map(value).collect()
     }
 
     /// BiPFT notes §9, test 1.
@@ -213,11 +211,11 @@ mod tests {
     fn the_hand_computed_row_comes_out() {
         let w = [4.0, -3.0, 2.0, -1.0];
         let one = Codes::fit(&w, (1, 4), 1, 4);
-        assert_eq!(one.to_dense(), [2.5, -2.5, 2.5, -2.5]);
+        assert_eq!(dense(&one), [2.5, -2.5, 2.5, -2.5]);
         assert_eq!(error(&w, &one), 5.0);
         let two = Codes::fit(&w, (1, 4), 2, 4);
-        assert_eq!(two.to_dense(), [3.5, -3.5, 1.5, -1.5]);
-        assert_eq!(two.planes().1, [2.5, 1.0]);
+        assert_eq!(dense(&two), [3.5, -3.5, 1.5, -1.5]);
+        assert_eq!(two.scales, [2.5, 1.0]);
         assert_eq!(error(&w, &two), 1.0);
     }
 
@@ -238,7 +236,7 @@ mod tests {
         fn one_plane_leaves_what_pythagoras_says(w in prop::collection::vec(-2.0f32..2.0, 1..60)) {
             let codes = Codes::fit(&w, (1, w.len()), 1, w.len());
             let power: f64 = w.iter().map(|&x| (x as f64).powi(2)).sum();
-            let alpha = codes.planes().1[0] as f64;
+            let alpha = codes.scales[0] as f64;
             prop_assert!((error(&w, &codes) - (power - w.len() as f64 * alpha * alpha)).abs() < 1e-4);
         }
 

@@ -10,7 +10,7 @@ use crate::model::{Binary, Layer, Linear, Model, Weight};
 use crate::pass::{Change, Context, Entry, Pass};
 use crate::runtime::{Encoder, RunAttention, RunFeedForward};
 use crate::train::moments::Moments;
-use crate::train::sweep;
+use crate::train::{sweep, update};
 use crate::{Error, Result};
 use fit::Codes;
 use residual::Metric;
@@ -150,7 +150,7 @@ impl Binarize {
                 let metric = self.metric(width, contexts.len(), |i| Ok(contexts[i].clone()))?;
                 changes.push(self.pack(&mut attention.output, Some(&metric))?);
                 let run = RunAttention::new(attention, eps)?;
-                states = all(batches.len(), |i| Ok(run.finish(&contexts[i], &states[i])))?;
+                update(&mut states, |i, x| Ok(run.finish(&contexts[i], x)))?;
             }
             if let Some(ffn) = &mut layer.ffn {
                 let metric =
@@ -162,8 +162,7 @@ impl Binarize {
                 };
                 changes.push(self.pack(&mut ffn.down, Some(&metric))?);
                 let run = RunFeedForward::new(ffn, activation, eps)?;
-                states =
-                    all(batches.len(), |i| Ok(run.finish(&run.units(&states[i]), &states[i])))?;
+                update(&mut states, |_, x| Ok(run.finish(&run.units(x), x)))?;
             }
             cx.progress.step()?;
         }
@@ -228,14 +227,13 @@ impl Binarize {
                 Some(metric) => codes.compensate(&rest, &metric.factor, &metric.order),
                 None => codes,
             };
-            if rank > 0 {
-                let rest: Vec<f32> = w.iter().zip(codes.to_dense()).map(|(w, q)| w - q).collect();
-                low_rank = Some(residual::low_rank(&rest, (rows, cols), rank, metric));
-            }
-            let (signs, scales) = codes.planes();
             let name = weight.name().to_string();
-            let binary = Binary::new(name, (rows, cols), group, &signs, &scales, low_rank.clone());
-            let error = residual::relative_error(&w, &binary.to_dense(), cols, metric);
+            if rank > 0 {
+                let missing = residual::difference(&w, &codes.pack(name.clone(), None), 0..rows);
+                low_rank = Some(residual::low_rank(&missing, (rows, cols), rank, metric));
+            }
+            let binary = codes.pack(name, low_rank.clone());
+            let error = residual::relative_error(&w, &binary, metric);
             if best.as_ref().is_none_or(|(_, least)| error < *least) {
                 best = Some((binary, error));
             }

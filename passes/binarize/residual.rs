@@ -1,10 +1,13 @@
 //! The low-rank residual, and how errors are measured.
 
-use crate::model::LowRank;
-use crate::runtime::kernels::{Mat, MatMut, product};
+use crate::model::{Binary, LowRank};
+use crate::runtime::kernels::{Mat, MatMut, add_product, product};
 use crate::train::moments::{Moments, inverse_factor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+use rayon::prelude::*;
+use std::borrow::Cow;
+use std::ops::Range;
 
 /// What the inputs of a layer say of its weights: an error `E` costs `tr(E·H·Eᵀ)`.
 pub struct Metric {
@@ -29,15 +32,24 @@ impl Metric {
 }
 
 /// `w − U·V`
-pub fn minus(w: &[f32], low_rank: Option<&LowRank>, cols: usize) -> Vec<f32> {
+pub fn minus<'a>(w: &'a [f32], low_rank: Option<&LowRank>, cols: usize) -> Cow<'a, [f32]> {
+    let Some(low) = low_rank else { return Cow::Borrowed(w) };
     let mut rest = w.to_vec();
-    if let Some(low) = low_rank {
-        let rows = w.len() / cols;
-        let (u, v) = (Mat::new(&low.u, rows, low.rank), Mat::new(&low.v, low.rank, cols));
-        let out = MatMut::new(&mut rest, rows, cols);
-        crate::runtime::kernels::add_product(out, u, v, -1.0);
+    let rows = w.len() / cols;
+    let (u, v) = (Mat::new(&low.u, rows, low.rank), Mat::new(&low.v, low.rank, cols));
+    add_product(MatMut::new(&mut rest, rows, cols), u, v, -1.0);
+    Cow::Owned(rest)
+}
+
+/// `w − binary` in some rows.
+pub fn difference(w: &[f32], binary: &Binary, rows: Range<usize>) -> Vec<f32> {
+    let cols = binary.cols;
+    let mut difference = vec![0.0; rows.len() * cols];
+    for (row, out) in rows.zip(difference.chunks_exact_mut(cols.max(1))) {
+        binary.add_row(row, out);
+        out.iter_mut().zip(&w[row * cols..]).for_each(|(q, w)| *q = w - *q);
     }
-    rest
+    difference
 }
 
 /// The best `U·V` of rank `rank` for `e`, `[rows, cols]`, in the metric `H` (the identity without one).
@@ -95,23 +107,27 @@ fn orthonormalise(q: &mut [f32], rows: usize, width: usize) {
 }
 
 /// `‖(W − Ŵ)S‖² / ‖W·S‖²`, with `SSᵀ = H`: of the layer's output, or of the weights without a metric.
-pub fn relative_error(
-    w: &[f32],
-    approximation: &[f32],
-    cols: usize,
-    metric: Option<&Metric>,
-) -> f64 {
-    let error: Vec<f32> = w.iter().zip(approximation).map(|(a, b)| a - b).collect();
+pub fn relative_error(w: &[f32], binary: &Binary, metric: Option<&Metric>) -> f64 {
+    /// A table is measured in blocks: it may have a quarter of a million rows.
+    const ROWS: usize = 512;
+    let (rows, cols) = (binary.rows, binary.cols);
     let power = |x: &[f32]| -> f64 {
-        let Some(metric) = metric.filter(|_| cols > 0) else {
-            return x.iter().map(|&x| (x as f64).powi(2)).sum();
-        };
+        let Some(metric) = metric else { return x.iter().map(|&x| (x as f64).powi(2)).sum() };
         let rows = x.len() / cols;
         let mut weighted = vec![0.0; x.len()];
         let h = Mat::new(&metric.h, cols, cols);
         product(MatMut::new(&mut weighted, rows, cols), Mat::new(x, rows, cols), h, 1.0);
         weighted.iter().zip(x).map(|(a, b)| (a * b) as f64).sum()
     };
-    let total = power(w);
-    if total > 0.0 { power(&error) / total } else { 0.0 }
+    let starts: Vec<usize> = (0..if cols > 0 { rows } else { 0 }).step_by(ROWS).collect();
+    let blocks: Vec<(f64, f64)> = starts
+        .into_par_iter()
+        .map(|start| {
+            let block = start..(start + ROWS).min(rows);
+            let values = &w[block.start * cols..block.end * cols];
+            (power(&difference(w, binary, block)), power(values))
+        })
+        .collect();
+    let (error, total) = blocks.iter().fold((0.0, 0.0), |(e, t), b| (e + b.0, t + b.1));
+    if total > 0.0 { error / total } else { 0.0 }
 }

@@ -5,11 +5,11 @@ use super::scores::{Input, unit_moments};
 use crate::Result;
 use crate::checkpoint::Tensor;
 use crate::data::Calibration;
-use crate::model::{Layer, Linear, Model, Weight};
+use crate::model::{Linear, Model, Weight};
 use crate::pass::Context;
-use crate::runtime::{Batch, Encoder, RunAttention, RunFeedForward};
+use crate::runtime::{Dense, Encoder, RunAttention, RunFeedForward, RunNorm};
 use crate::train::moments::Moments;
-use crate::train::sweep;
+use crate::train::{sweep, update};
 
 /// Ridge of the refit, relative to the mean variance of the inputs: 0.01 to 0.3 differ by less than the
 /// noise of 872 sentences on a 6 x 384 classifier; the larger ones are safer with little text.
@@ -29,105 +29,79 @@ pub fn with_text(
     let (activation, eps) = (model.config.activation, model.config.eps);
     let shell = Encoder::shell(teacher)?;
     let batches = &text.batches;
-    let mut states: Vec<Pair> = Vec::with_capacity(batches.len());
-    sweep(
-        batches.len(),
-        |i| shell.embed(&batches[i]),
-        |_, x| {
-            states.push(Pair { teacher: x.clone(), student: x });
-            Ok(())
-        },
-    )?;
+    let mut states = States::default();
+    let embed = |i: usize| shell.embed(&batches[i]);
+    sweep(batches.len(), embed, |_, x| {
+        states.teacher.push(x.clone());
+        states.student.push(x);
+        Ok(())
+    })?;
     cx.progress.start("prune: repairing", model.layers.len());
     for (before, after) in teacher.layers.iter().zip(&mut model.layers) {
-        repair_attention(&shell, before, after, batches, &mut states, eps)?;
-        if let (Some(old), Some(new)) = (&before.ffn, &mut after.ffn) {
-            let old = RunFeedForward::new(old, activation, eps)?;
-            let mut moments = Moments::new(new.units(), model.config.hidden);
-            {
-                let cut = RunFeedForward::new(new, activation, eps)?;
-                let sums = |i: usize| {
-                    let Pair { teacher, student } = &states[i];
-                    let target = old.sum(&old.units(teacher), teacher);
-                    let units = cut.units(student);
-                    let missing = difference(&target, &cut.sum(&units, student));
-                    Ok((units, missing))
-                };
-                sweep(batches.len(), sums, |_, (x, r)| {
-                    moments.add(&x, &r);
-                    Ok(())
-                })?;
-            }
-            refit(&mut new.down, &moments)?;
-            let new = RunFeedForward::new(new, activation, eps)?;
-            let next = |i: usize| {
-                let Pair { teacher, student } = &states[i];
-                Ok(Pair {
-                    teacher: old.finish(&old.units(teacher), teacher),
-                    student: new.finish(&new.units(student), student),
-                })
+        if let (Some(old), Some(new)) = (&before.attention, &mut after.attention) {
+            let cut = new.clone();
+            let (old, cut) = (RunAttention::new(old, eps)?, RunAttention::new(&cut, eps)?);
+            let context = |a: &RunAttention, i: usize, x: &[f32]| {
+                shell.attention_context(a, x, &batches[i], None, &mut |_, _, _| {}).context
             };
-            states = collect(batches.len(), next)?;
+            let target = |i: usize, x: &[f32]| old.output.add(&context(&old, i, x), x);
+            let inner = |i: usize, x: &[f32]| context(&cut, i, x);
+            repair(&mut new.output, &cut.norm, &mut states, target, inner)?;
+        }
+        if let (Some(old), Some(new)) = (&before.ffn, &mut after.ffn) {
+            let cut = new.clone();
+            let old = RunFeedForward::new(old, activation, eps)?;
+            let cut = RunFeedForward::new(&cut, activation, eps)?;
+            let target = |_: usize, x: &[f32]| old.down.add(&old.units(x), x);
+            let inner = |_: usize, x: &[f32]| cut.units(x);
+            repair(&mut new.down, &cut.norm, &mut states, target, inner)?;
         }
         cx.progress.step()?;
     }
     Ok(())
 }
 
-/// Hidden states of one batch, `[tokens, hidden]`.
-struct Pair {
-    teacher: Vec<f32>,
-    student: Vec<f32>,
+/// Hidden states by batch, `[tokens, hidden]`.
+#[derive(Default)]
+struct States {
+    teacher: Vec<Vec<f32>>,
+    student: Vec<Vec<f32>>,
 }
 
-fn repair_attention(
-    shell: &Encoder,
-    before: &Layer,
-    after: &mut Layer,
-    batches: &[Batch],
-    states: &mut Vec<Pair>,
-    eps: f32,
+/// Refits `linear`, the output of a block whose input it computes by `inner`, to `target`, the teacher's
+/// sum before `norm`, and moves both states behind the block.
+fn repair(
+    linear: &mut Linear,
+    norm: &RunNorm,
+    states: &mut States,
+    target: impl Fn(usize, &[f32]) -> Vec<f32> + Sync,
+    inner: impl Fn(usize, &[f32]) -> Vec<f32> + Sync,
 ) -> Result<()> {
-    let (Some(old), Some(new)) = (&before.attention, &mut after.attention) else { return Ok(()) };
-    let old = RunAttention::new(old, eps)?;
-    let context = |a: &RunAttention, x: &[f32], batch: &Batch| {
-        shell.attention_context(a, x, batch, None, &mut |_, _, _| {}).context
+    let mut moments = Moments::new(linear.weight.cols(), linear.weight.rows());
+    let dense = Dense::new(linear)?;
+    let States { teacher, student } = states;
+    let sums = |i: usize| {
+        let sum = target(i, &teacher[i]);
+        let inner = inner(i, &student[i]);
+        let missing = difference(&sum, &dense.add(&inner, &student[i]));
+        Ok((inner, missing, sum))
     };
-    let mut moments = Moments::new(new.heads.len() * new.head_dim, new.output.weight.rows());
-    {
-        let cut = RunAttention::new(new, eps)?;
-        let sums = |i: usize| {
-            let Pair { teacher, student } = &states[i];
-            let target = old.sum(&context(&old, teacher, &batches[i]), teacher);
-            let context = context(&cut, student, &batches[i]);
-            let missing = difference(&target, &cut.sum(&context, student));
-            Ok((context, missing))
-        };
-        sweep(batches.len(), sums, |_, (x, r)| {
-            moments.add(&x, &r);
-            Ok(())
-        })?;
-    }
-    refit(&mut new.output, &moments)?;
-    let new = RunAttention::new(new, eps)?;
-    let next = |i: usize| {
-        let Pair { teacher, student } = &states[i];
-        Ok(Pair {
-            teacher: old.finish(&context(&old, teacher, &batches[i]), teacher),
-            student: new.finish(&context(&new, student, &batches[i]), student),
-        })
-    };
-    *states = collect(batches.len(), next)?;
-    Ok(())
-}
-
-fn collect(n: usize, compute: impl Fn(usize) -> Result<Pair> + Sync) -> Result<Vec<Pair>> {
-    let mut all = Vec::with_capacity(n);
-    sweep(n, compute, |_, pair| {
-        all.push(pair);
+    let mut next = Vec::with_capacity(teacher.len());
+    sweep(teacher.len(), sums, |_, (inner, missing, mut sum)| {
+        moments.add(&inner, &missing);
+        norm.apply(&mut sum);
+        next.push(sum);
         Ok(())
     })?;
-    Ok(all)
+    *teacher = next;
+    drop(dense);
+    refit(linear, &moments)?;
+    let dense = Dense::new(linear)?;
+    update(student, |i, x| {
+        let mut sum = dense.add(&inner(i, x), x);
+        norm.apply(&mut sum);
+        Ok(sum)
+    })
 }
 
 fn difference(a: &[f32], b: &[f32]) -> Vec<f32> {

@@ -36,7 +36,7 @@ pub enum Source {
 }
 
 /// Tokens of a calibration batch: small enough that a group of batches fits in little memory.
-const BATCH_TOKENS: usize = 512;
+const BATCH_TOKENS: usize = 256;
 
 impl Calibration {
     /// Reads at most `limit` texts, drawn by `seed` where there are more, of at most `max_tokens` tokens.

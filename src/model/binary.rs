@@ -38,8 +38,8 @@ pub struct LowRank {
 const F16_NORMAL: f32 = 6.1e-5;
 
 impl Binary {
-    /// Packs `signs` (`true` = +1, `[planes, rows, cols]`) with `scales` and rounds what is stored
-    /// in f16.
+    /// Packs `codes`, `[rows, cols]`, whose bit `k` is 1 where plane `k` is +1, with `scales`,
+    /// `[planes, rows, groups]`, and rounds what is stored in f16.
     ///
     /// # Panics
     /// If the lengths do not fit the shape: a bug in the caller.
@@ -47,18 +47,23 @@ impl Binary {
         name: String,
         (rows, cols): (usize, usize),
         group: usize,
-        signs: &[bool],
+        codes: &[u8],
         scales: &[f32],
         low_rank: Option<LowRank>,
     ) -> Binary {
-        let planes = signs.len() / (rows * cols).max(1);
-        assert_eq!(signs.len(), planes * rows * cols, "signs of {rows}x{cols} planes");
-        assert_eq!(scales.len(), planes * rows * cols.div_ceil(group), "scales of {rows} rows");
+        let groups = cols.div_ceil(group);
+        let planes = scales.len() / (rows * groups).max(1);
+        assert_eq!(codes.len(), rows * cols, "codes of a {rows}x{cols} matrix");
+        assert_eq!(scales.len(), planes * rows * groups, "scales of {planes} planes");
         let words = cols.div_ceil(32);
-        let mut packed = vec![0u32; planes * rows * words];
-        for (row, line) in signs.chunks_exact(cols.max(1)).enumerate() {
-            for (c, _) in line.iter().enumerate().filter(|(_, s)| **s) {
-                packed[row * words + c / 32] |= 1 << (c % 32);
+        let mut signs = vec![0u32; planes * rows * words];
+        for (row, line) in codes.chunks_exact(cols.max(1)).enumerate() {
+            for plane in 0..planes {
+                let at = (plane * rows + row) * words;
+                for (word, codes) in signs[at..at + words].iter_mut().zip(line.chunks(32)) {
+                    let bits = codes.iter().enumerate();
+                    *word = bits.fold(0, |w, (c, code)| w | ((code >> plane & 1) as u32) << c);
+                }
             }
         }
         let small = scales.iter().any(|s| s.abs() < F16_NORMAL || s.abs() > 65504.0);
@@ -67,7 +72,7 @@ impl Binary {
             scales.iter().map(|&s| if small { s } else { f16::from_f32(s).to_f32() }).collect();
         let round = |values: Vec<f32>| values.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
         let low_rank = low_rank.map(|l| LowRank { rank: l.rank, u: round(l.u), v: round(l.v) });
-        Binary { name, rows, cols, planes, group, signs: packed, scales, scale_dtype, low_rank }
+        Binary { name, rows, cols, planes, group, signs, scales, scale_dtype, low_rank }
     }
 
     /// The matrix it stands for, `[rows, cols]`.
@@ -214,42 +219,40 @@ mod tests {
         fn unpacking_gives_back_the_signs(
             rows in 1..5usize, cols in 1..70usize, planes in 1..4usize, seed in any::<u64>(),
         ) {
-            let signs: Vec<bool> =
-                (0..planes * rows * cols).map(|i| (seed.rotate_left(i as u32 % 64) ^ i as u64) & 1 == 1).collect();
+            let codes: Vec<u8> = (0..rows * cols)
+                .map(|i| (seed.rotate_left(i as u32 % 64) ^ i as u64) as u8 & ((1 << planes) - 1))
+                .collect();
             // Powers of two: every one of the 2^planes sums is distinct and exact.
             let scales: Vec<f32> =
                 (0..planes).flat_map(|k| vec![f32::powi(2.0, -(k as i32)); rows]).collect();
-            let binary = Binary::new("w".into(), (rows, cols), cols, &signs, &scales, None);
-            let dense = binary.to_dense();
-            for (i, &value) in dense.iter().enumerate() {
-                let expected: f32 = (0..planes)
-                    .map(|k| f32::powi(2.0, -(k as i32)) * if signs[k * rows * cols + i] { 1.0 } else { -1.0 })
-                    .sum();
+            let binary = Binary::new("w".into(), (rows, cols), cols, &codes, &scales, None);
+            for (&code, value) in codes.iter().zip(binary.to_dense()) {
+                let sign = |k: usize| if code >> k & 1 == 1 { 1.0 } else { -1.0 };
+                let expected: f32 = (0..planes).map(|k| f32::powi(2.0, -(k as i32)) * sign(k)).sum();
                 prop_assert_eq!(value, expected);
             }
             let set: u32 = binary.signs.iter().map(|w| w.count_ones()).sum();
-            prop_assert_eq!(set as usize, signs.iter().filter(|s| **s).count());
+            prop_assert_eq!(set, codes.iter().map(|c| c.count_ones()).sum::<u32>());
         }
     }
 
     #[test]
     fn a_group_scales_its_own_columns_and_the_last_may_be_short() {
         let scales = [1.0, 2.0, 4.0];
-        let binary =
-            Binary::new("w".into(), (1, 5), 2, &[true, false, true, true, false], &scales, None);
+        let binary = Binary::new("w".into(), (1, 5), 2, &[1, 0, 1, 1, 0], &scales, None);
         assert_eq!(binary.to_dense(), [1.0, -1.0, 2.0, 2.0, -4.0]);
     }
 
     #[test]
     fn tiny_scales_are_stored_in_f32() {
-        let binary = Binary::new("w".into(), (1, 1), 1, &[true], &[1e-6], None);
+        let binary = Binary::new("w".into(), (1, 1), 1, &[1], &[1e-6], None);
         assert_eq!((binary.scale_dtype, binary.to_dense()[0]), (Dtype::F32, 1e-6));
     }
 
     #[test]
     fn the_residual_is_added() {
         let low_rank = Some(LowRank { rank: 1, u: vec![0.5, -1.0], v: vec![2.0, 4.0] });
-        let binary = Binary::new("w".into(), (2, 2), 2, &[true; 4], &[1.0, 1.0], low_rank);
+        let binary = Binary::new("w".into(), (2, 2), 2, &[1; 4], &[1.0, 1.0], low_rank);
         assert_eq!(binary.to_dense(), [2.0, 3.0, -1.0, -3.0]);
     }
 }

@@ -110,11 +110,18 @@ impl<'m> Dense<'m> {
     /// `x`: `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: &[f32]) -> Vec<f32> {
         let rows = if self.input == 0 { 0 } else { x.len() / self.input };
-        self.forward_rows(x, rows)
+        self.product(x, rows)
     }
 
-    /// As `forward`, for a layer that may have no inputs left.
-    pub fn forward_rows(&self, x: &[f32], rows: usize) -> Vec<f32> {
+    /// `forward(x) + residual`: what the LayerNorm behind a block sees. The layer may have no inputs
+    /// left.
+    pub fn add(&self, x: &[f32], residual: &[f32]) -> Vec<f32> {
+        let mut y = self.product(x, residual.len() / self.out);
+        y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
+        y
+    }
+
+    fn product(&self, x: &[f32], rows: usize) -> Vec<f32> {
         let mut y = vec![0.0; rows * self.out];
         if self.input > 0 && self.out > 0 {
             let x = Mat::new(x, rows, self.input);

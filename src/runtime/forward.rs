@@ -1,8 +1,8 @@
 //! From a batch to hidden states to answers.
 
+use super::Batch;
 use super::encoder::{Encoder, RunAttention, RunFeedForward, RunHead, RunLayer, add_table_row};
 use super::kernels::{self, Mat, MatMut};
-use super::{Batch, Dense};
 use crate::model::family::Positions;
 use crate::model::slice::Masks;
 use crate::model::{Model, PoolMode};
@@ -341,14 +341,9 @@ impl RunAttention<'_> {
         qkv
     }
 
-    /// The sum that the LayerNorm sees: output projection of `context` plus `residual`.
-    pub fn sum(&self, context: &[f32], residual: &[f32]) -> Vec<f32> {
-        sum(&self.output, context, residual)
-    }
-
     /// Output projection, residual and LayerNorm.
     pub fn finish(&self, context: &[f32], residual: &[f32]) -> Vec<f32> {
-        let mut y = self.sum(context, residual);
+        let mut y = self.output.add(context, residual);
         self.norm.apply(&mut y);
         y
     }
@@ -362,23 +357,12 @@ impl RunFeedForward<'_> {
         units
     }
 
-    /// The sum that the LayerNorm sees: the second matrix of `units` plus `residual`.
-    pub fn sum(&self, units: &[f32], residual: &[f32]) -> Vec<f32> {
-        sum(&self.down, units, residual)
-    }
-
     /// Second matrix, residual and LayerNorm.
     pub fn finish(&self, units: &[f32], residual: &[f32]) -> Vec<f32> {
-        let mut y = self.sum(units, residual);
+        let mut y = self.down.add(units, residual);
         self.norm.apply(&mut y);
         y
     }
-}
-
-fn sum(linear: &Dense, x: &[f32], residual: &[f32]) -> Vec<f32> {
-    let mut y = linear.forward_rows(x, residual.len() / linear.out);
-    y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
-    y
 }
 
 /// Columns `column..column + dim` of query (0), key (1) or value (2), rows `from..from + len`.

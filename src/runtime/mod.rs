@@ -9,5 +9,5 @@ mod forward;
 pub mod kernels;
 
 pub use batch::Batch;
-pub use encoder::{Dense, Encoder, RunAttention, RunFeedForward, RunHead, RunLayer};
+pub use encoder::{Dense, Encoder, RunAttention, RunFeedForward, RunHead, RunLayer, RunNorm};
 pub use forward::{NoObserver, Observer, Output, Site};

@@ -38,7 +38,7 @@ pub fn layer(
         grad = feed_forward(ffn, middle.as_deref().unwrap_or(x), batch, grad, &mut units);
     }
     if let Some((attention, state)) = state {
-        let sum = attention.sum(&state.context, x);
+        let sum = attention.output.add(&state.context, x);
         layer_norm_backward(&sum, &attention.norm.weight, attention.norm.eps, &mut grad);
         let context = input_gradient(&attention.output, &grad);
         let width = attention.heads.len() * attention.head_dim;
@@ -65,7 +65,7 @@ fn feed_forward(
     let inner = ffn.up.forward(x);
     let mut units = inner.clone();
     crate::runtime::kernels::activate(ffn.activation, &mut units);
-    let sum = ffn.sum(&units, x);
+    let sum = ffn.down.add(&units, x);
     layer_norm_backward(&sum, &ffn.norm.weight, ffn.norm.eps, &mut grad);
     let mut inner_grad = input_gradient(&ffn.down, &grad);
     *mask = masked(batch, &inner_grad, &units, ffn.up.out, 1);

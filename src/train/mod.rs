@@ -30,3 +30,21 @@ pub fn sweep<T: Send>(
     }
     Ok(())
 }
+
+/// Replaces every item by what `compute` makes of it, a group at a time; see [`sweep`].
+///
+/// # Errors
+/// The first error of `compute`.
+pub fn update<T: Send + Sync>(
+    items: &mut [T],
+    compute: impl Fn(usize, &T) -> Result<T> + Sync,
+) -> Result<()> {
+    for (group, items) in items.chunks_mut(GROUP).enumerate() {
+        let one = |(i, item)| compute(group * GROUP + i, item);
+        let next: Vec<Result<T>> = items.par_iter().enumerate().map(one).collect();
+        for (item, next) in items.iter_mut().zip(next) {
+            *item = next?;
+        }
+    }
+    Ok(())
+}

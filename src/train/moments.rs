@@ -3,9 +3,11 @@
 use crate::runtime::kernels::{Mat, MatMut, add_product};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
-use faer::linalg::solvers::Solve;
 use faer::linalg::triangular_inverse::invert_lower_triangular;
-use faer::{Mat as Matrix, Par, Side};
+use faer::linalg::triangular_solve::{
+    solve_lower_triangular_in_place, solve_upper_triangular_in_place,
+};
+use faer::{Mat as Matrix, Par};
 use rayon::prelude::*;
 
 /// `Σ x·xᵀ`, `Σ x` and, for least squares, `Σ x·rᵀ` and `Σ r` over tokens.
@@ -97,10 +99,12 @@ impl Moments {
             return None;
         }
         let lhs = Matrix::from_fn(n, n, |i, j| covariance(i, j) + if i == j { ridge } else { 0.0 });
-        let rhs = Matrix::from_fn(n, m, |i, o| {
+        let factor = factor(lhs)?;
+        let mut solution = Matrix::from_fn(n, m, |i, o| {
             self.xr[i * m + o] as f64 / tokens - mean(&self.x, i) * mean(&self.r, o)
         });
-        let solution = lhs.llt(Side::Lower).ok()?.solve(rhs);
+        solve_lower_triangular_in_place(factor.as_ref(), solution.as_mut(), Par::Seq);
+        solve_upper_triangular_in_place(factor.transpose(), solution.as_mut(), Par::Seq);
         let weight = (0..m).flat_map(|o| (0..n).map(move |i| (o, i)));
         let weight = weight.map(|(o, i)| solution[(i, o)] as f32).collect();
         let bias = (0..m)
@@ -121,12 +125,7 @@ impl Moments {
 pub fn inverse_factor(h: &[f32], order: &[usize]) -> Option<Vec<f32>> {
     let n = order.len();
     let from = |i: usize| order[n - 1 - i];
-    let mut lower = Matrix::from_fn(n, n, |i, j| h[from(i) * n + from(j)] as f64);
-    let scratch = cholesky_in_place_scratch::<f64>(n, Par::Seq, Default::default());
-    let mut memory = MemBuffer::new(scratch);
-    let stack = MemStack::new(&mut memory);
-    let settings = Default::default();
-    cholesky_in_place(lower.as_mut(), Default::default(), Par::Seq, stack, settings).ok()?;
+    let lower = factor(Matrix::from_fn(n, n, |i, j| h[from(i) * n + from(j)] as f64))?;
     let mut inverse = Matrix::zeros(n, n);
     invert_lower_triangular(inverse.as_mut(), lower.as_ref(), Par::Seq);
     let mut upper = vec![0.0; n * n];
@@ -136,6 +135,17 @@ pub fn inverse_factor(h: &[f32], order: &[usize]) -> Option<Vec<f32>> {
         }
     }
     Some(upper)
+}
+
+/// The lower triangular `L` with `L·Lᵀ = matrix`, in the memory of `matrix` (what stands above the
+/// diagonal is not part of it).
+fn factor(mut matrix: Matrix<f64>) -> Option<Matrix<f64>> {
+    let scratch = cholesky_in_place_scratch::<f64>(matrix.nrows(), Par::Seq, Default::default());
+    let mut memory = MemBuffer::new(scratch);
+    let stack = MemStack::new(&mut memory);
+    cholesky_in_place(matrix.as_mut(), Default::default(), Par::Seq, stack, Default::default())
+        .ok()?;
+    Some(matrix)
 }
 
 fn sum_rows(x: &[f32], sums: &mut [f64]) {
