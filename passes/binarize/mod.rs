@@ -178,6 +178,7 @@ impl Binarize {
     fn pack(&self, linear: &mut Linear, metric: Option<&Metric>) -> Result<Change> {
         let before = linear.clone();
         let (binary, error) = self.encode(&linear.weight, metric)?;
+        linear.weight.dense()?.release();
         linear.weight = Weight::Binary(binary);
         Ok(Change::new(&before, linear, Some(error)))
     }
@@ -186,6 +187,7 @@ impl Binarize {
         let word = |m: &Model| Linear { weight: m.embeddings.word.clone(), bias: None };
         let before = word(model);
         let (binary, error) = self.encode(&model.embeddings.word, None)?;
+        model.embeddings.word.dense()?.release(); // all of a large table was read
         model.embeddings.word = Weight::Binary(binary);
         // A copy of the table under the decoder's name would contradict the packed one.
         if model.config.tied {

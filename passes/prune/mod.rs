@@ -88,6 +88,7 @@ impl Pass for Prune {
             (Score::Weights, _) | (Score::Auto, None) => scores::from_weights(model)?,
             (_, Some(text)) => scores::fisher(model, text, cx)?,
         };
+        model.release(); // scoring has read all of it, the rest goes layer by layer
         let kept = match self.shape {
             Shape::Layers => search::by_layer(model, &scores, self.sparsity),
             Shape::Uniform => search::uniform(model, &scores, self.sparsity)?,

@@ -56,6 +56,7 @@ pub fn with_text(
             let inner = |_: usize, x: &[f32]| cut.units(x);
             repair(&mut new.down, &cut.norm, &mut states, target, inner)?;
         }
+        before.release();
         cx.progress.step()?;
     }
     Ok(())

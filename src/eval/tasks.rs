@@ -45,7 +45,7 @@ pub struct Prepared {
 }
 
 /// Tokens of an evaluation batch: beyond this a batch no longer runs faster.
-const BATCH_TOKENS: usize = 1024;
+const BATCH_TOKENS: usize = 512;
 
 impl Prepared {
     /// Tokenizes `table`; labels are needed only where `labelled`.

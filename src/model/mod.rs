@@ -93,6 +93,11 @@ impl FeedForward {
 }
 
 impl Layer {
+    /// As [`Model::release`], for the matrices of one layer.
+    pub fn release(&self) {
+        self.linears().iter().flat_map(|(_, l)| l.tensors()).for_each(|t| t.release());
+    }
+
     /// The linear layers of both sublayers, in the order of computation, with their roles.
     pub fn linears(&self) -> Vec<(&'static str, &Linear)> {
         let mut linears = Vec::new();
@@ -126,6 +131,11 @@ impl Model {
         tensors.extend(self.head.tensors());
         tensors.extend(self.unused.iter().cloned());
         tensors
+    }
+
+    /// Gives the memory of mapped weights back; they are read again when they are needed.
+    pub fn release(&self) {
+        self.tensors().iter().for_each(Tensor::release);
     }
 
     /// Checks that the parts fit each other.
