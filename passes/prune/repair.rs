@@ -11,9 +11,10 @@ use crate::runtime::{Dense, Encoder, RunAttention, RunFeedForward, RunNorm};
 use crate::train::moments::Moments;
 use crate::train::{sweep, update};
 
-/// Ridge of the refit, relative to the mean variance of the inputs: 0.01 to 0.3 differ by less than the
-/// noise of 872 sentences on a 6 x 384 classifier; the larger ones are safer with little text.
-const DAMP: f64 = 0.1;
+/// Ridge of the refit, relative to the mean variance of the inputs. Agreement with the original on 2,000
+/// SST-2 training sentences, 6 x 384 classifier at sparsity 0.5 with the built-in text: 0.9695 at 0.01,
+/// 0.9730 at 0.1, 0.9760 at 0.5, 0.9770 at 2 (where the divergence grows again); 0.9460 without repair.
+const DAMP: f64 = 0.5;
 
 /// Goes up the layers with two sets of hidden states, those of the model before (`teacher`) and those of
 /// the cut one, and refits the output matrix and bias of every block so that the sum before its LayerNorm

@@ -38,7 +38,7 @@ pub fn main(args: &EvalArgs) -> Result<()> {
     args.threads.apply()?;
     let model = Model::open(&args.model)?;
     let tokenizer = needed_tokenizer(&args.model)?;
-    let tokens = max_tokens(&model, &tokenizer, &args.model, args.max_length)?;
+    let tokens = max_tokens(&model, Some(&tokenizer), &args.model, args.max_length)?;
     let table = read_examples(&args.data, &args.columns.columns())?;
     let labelled = table.examples.iter().all(|e| e.label.is_some());
     let wanted = labelled || args.teacher.is_none();

@@ -196,7 +196,7 @@ fn needed_tokenizer(input: &Path) -> Result<Tokenizer> {
 /// How many tokens of a text are read: what the user asked for, else 128 or what the model was made for.
 fn max_tokens(
     model: &Model,
-    tokenizer: &Tokenizer,
+    tokenizer: Option<&Tokenizer>,
     input: &Path,
     asked: Option<usize>,
 ) -> Result<usize> {
@@ -211,6 +211,7 @@ fn max_tokens(
         return Ok(asked);
     }
     let sentence = sentence_max_length(&compress::pipeline::root(input))?;
-    let made_for = sentence.or(tokenizer.max_length().map(|n| n.min(128))).unwrap_or(128);
+    let made_for =
+        sentence.or(tokenizer.and_then(Tokenizer::max_length).map(|n| n.min(128))).unwrap_or(128);
     Ok(made_for.clamp(1, most))
 }

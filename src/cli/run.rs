@@ -38,7 +38,8 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "OUT", required = true)]
     output: Option<PathBuf>,
 
-    /// Text that the passes watch the model on (.txt, .tsv, .csv, .jsonl), `builtin`, or `none`
+    /// What the passes watch the model on: a text (.txt, .tsv, .csv, .jsonl), `builtin` text, `random`
+    /// tokens, or `none`. Without a tokenizer, `builtin` means `random`
     #[arg(long, value_name = "FILE", default_value = "builtin")]
     calib: String,
 
@@ -99,7 +100,7 @@ pub fn main(args: &RunArgs) -> Result<()> {
         None => None,
         Some(path) => {
             let tokenizer = needed_tokenizer(input)?;
-            let tokens = max_tokens(&model, &tokenizer, input, args.max_length)?;
+            let tokens = max_tokens(&model, Some(&tokenizer), input, args.max_length)?;
             let table = read_examples(path, &args.columns.columns())?;
             let prepared = Prepared::new(&table, &model, &tokenizer, tokens, true, path)?;
             Some((prepared, file_name(path)))
@@ -136,20 +137,21 @@ pub fn main(args: &RunArgs) -> Result<()> {
 }
 
 fn calibration(args: &RunArgs, model: &Model, input: &Path) -> Result<Option<Calibration>> {
-    let (source, tokenizer) = match args.calib.as_str() {
+    let tokenizer = tokenizer(input)?;
+    let source = match args.calib.as_str() {
         "none" => return Ok(None),
-        // Without a tokenizer the passes do with weights, and the report says so.
-        "builtin" => match tokenizer(input)? {
-            Some(tokenizer) => (Source::Builtin, tokenizer),
-            None => return Ok(None),
-        },
+        "random" => Source::Random,
+        "builtin" if tokenizer.is_some() => Source::Builtin,
+        // A checkpoint without a tokenizer can still be watched; the report says on what.
+        "builtin" => Source::Random,
         path => {
-            // Column names are those of --eval's file; here they hold only if the file has them too.
+            needed_tokenizer(input)?;
+            // Column names are those of --eval's file; here they hold only if it is the same file.
             let columns = match &args.eval {
                 Some(eval) if Path::new(path) != eval => Columns::default(),
                 _ => args.columns.columns(),
             };
-            (Source::File { path: path.into(), columns }, needed_tokenizer(input)?)
+            Source::File { path: path.into(), columns }
         }
     };
     if args.calib_texts == 0 {
@@ -158,9 +160,9 @@ fn calibration(args: &RunArgs, model: &Model, input: &Path) -> Result<Option<Cal
             advice: "give at least 1, or --calib none".into(),
         });
     }
-    let tokens = max_tokens(model, &tokenizer, input, args.max_length)?;
-    Calibration::read(&source, &tokenizer, &model.config, args.calib_texts, tokens, args.seed)
-        .map(Some)
+    let tokens = max_tokens(model, tokenizer.as_ref(), input, args.max_length)?;
+    let (tokenizer, config) = (tokenizer.as_ref(), &model.config);
+    Calibration::read(&source, tokenizer, config, args.calib_texts, tokens, args.seed).map(Some)
 }
 
 fn file_name(path: &Path) -> String {

@@ -3,7 +3,7 @@
 use super::batches::bucket;
 use super::labels::{Targets, targets};
 use super::tables::{Columns, Example, read_examples};
-use super::tokenizer::Tokenizer;
+use super::tokenizer::{Encoded, Tokenizer};
 use crate::Result;
 use crate::model::{Config, Task};
 use crate::runtime::Batch;
@@ -31,8 +31,14 @@ pub struct Calibration {
 /// Where the text comes from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
+    /// Token ids drawn at random: needs nothing but the model. Second moments and gradients of word soup
+    /// are close enough to those of text to cut and pack by (docs/results.md).
+    Random,
     Builtin,
-    File { path: PathBuf, columns: Columns },
+    File {
+        path: PathBuf,
+        columns: Columns,
+    },
 }
 
 /// Tokens of a calibration batch: small enough that a group of batches fits in little memory.
@@ -43,15 +49,22 @@ impl Calibration {
     ///
     /// # Errors
     /// What [`read_examples`], [`targets`] and the tokenizer refuse.
+    ///
+    /// # Panics
+    /// If there is no tokenizer for a source that is text: a bug in the caller.
     pub fn read(
         source: &Source,
-        tokenizer: &Tokenizer,
+        tokenizer: Option<&Tokenizer>,
         config: &Config,
         limit: usize,
         max_tokens: usize,
         seed: u64,
     ) -> Result<Calibration> {
         let (mut examples, name) = match source {
+            Source::Random => {
+                let encoded = random(tokenizer, config, limit, max_tokens, seed)?;
+                return Ok(Calibration::new(&encoded, None, "random tokens".into()));
+            }
             Source::Builtin => {
                 let lines = BUILTIN.lines().filter(|l| !l.trim().is_empty());
                 let example = |(i, text): (usize, &str)| Example {
@@ -77,13 +90,45 @@ impl Calibration {
             }
             _ => None,
         };
-        let encoded = tokenizer.encode_all(&examples, max_tokens)?;
-        let mut batches = bucket(&encoded, BATCH_TOKENS, BATCH_TOKENS);
+        let tokenizer = tokenizer.expect("text needs a tokenizer");
+        Ok(Calibration::new(&tokenizer.encode_all(&examples, max_tokens)?, targets, name))
+    }
+
+    fn new(encoded: &[Encoded], targets: Option<Targets>, source: String) -> Calibration {
+        let mut batches = bucket(encoded, BATCH_TOKENS, BATCH_TOKENS);
         let held_out = hold_out(&mut batches);
         let texts = batches.iter().map(Batch::texts).sum();
         let tokens = batches.iter().map(Batch::tokens).sum();
-        Ok(Calibration { batches, held_out, targets, source: name, texts, tokens })
+        Calibration { batches, held_out, targets, source, texts, tokens }
     }
+}
+
+/// `limit` sequences of 4 to 32 random tokens, between the special tokens that the tokenizer puts around
+/// a text, if there is one.
+fn random(
+    tokenizer: Option<&Tokenizer>,
+    config: &Config,
+    limit: usize,
+    max_tokens: usize,
+    seed: u64,
+) -> Result<Vec<Encoded>> {
+    let around = match tokenizer.map(|t| t.encode("a", None, max_tokens)).transpose()? {
+        Some(Encoded { ids, .. }) if ids.len() > 2 => Some((ids[0], ids[ids.len() - 1])),
+        _ => None,
+    };
+    let room = max_tokens.saturating_sub(2).clamp(1, 32);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut below = |n: usize| (rng.next_u64() % n as u64) as usize;
+    let sequence = |_| {
+        let len = room.min(4) + below(room - room.min(4) + 1);
+        let mut ids: Vec<u32> = (0..len).map(|_| below(config.vocab) as u32).collect();
+        if let Some((first, last)) = around {
+            ids.insert(0, first);
+            ids.push(last);
+        }
+        Encoded { type_ids: vec![0; ids.len()], ids }
+    };
+    Ok((0..limit).map(sequence).collect())
 }
 
 /// Moves every eighth text into batches of its own. One text alone stays.
