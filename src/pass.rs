@@ -2,7 +2,8 @@
 
 use crate::Result;
 use crate::data::Calibration;
-use crate::model::{Linear, Model, Weight};
+use crate::model::Model;
+use crate::report::Change;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -45,42 +46,6 @@ impl Progress for Quiet {
 
     fn step(&self) -> Result<()> {
         Ok(())
-    }
-}
-
-/// One matrix before and after a pass.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Change {
-    /// Its prefix in the checkpoint.
-    pub tensor: String,
-    pub before: Form,
-    pub after: Form,
-    /// Relative squared error of the layer's output on the calibration text, or of the weights
-    /// themselves without one; `None` where rows or columns were cut.
-    pub error: Option<f64>,
-}
-
-/// How a matrix is stored.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Form {
-    pub shape: [usize; 2],
-    pub form: String,
-    pub bytes: usize,
-}
-
-impl Form {
-    pub fn of(weight: &Weight) -> Form {
-        let shape = [weight.rows(), weight.cols()];
-        Form { shape, form: weight.form(), bytes: weight.bytes() }
-    }
-}
-
-impl Change {
-    /// What became of `before`.
-    pub fn new(before: &Linear, after: &Linear, error: Option<f64>) -> Change {
-        let (before, after) = (&before.weight, &after.weight);
-        let tensor = before.name().to_string();
-        Change { tensor, before: Form::of(before), after: Form::of(after), error }
     }
 }
 

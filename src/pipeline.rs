@@ -65,8 +65,7 @@ pub fn run(
         options.max_shard_bytes,
         options.interrupted,
     )?;
-    let weight_bytes =
-        files.iter().filter(|f| f.name.ends_with(".safetensors")).map(|f| f.bytes).sum();
+    let written = files.iter().filter(|f| f.name.ends_with(".safetensors")).map(|f| f.bytes).sum();
     let recipe_json = recipe.to_json();
     files.push(folder.add_file("config.json", &pretty(&model.config_json(&recipe_json)))?);
     for (from, name) in side_files(&root, input)? {
@@ -90,8 +89,8 @@ pub fn run(
         seed: options.seed,
         recipe: recipe_json,
         calibration: options.calibration.map(note),
-        before: Summary::of(teacher, input_bytes(input)?),
-        after: Summary::of(&model, weight_bytes),
+        before: Summary::of(teacher, weight_bytes(input)?),
+        after: Summary::of(&model, written),
         passes,
         quality,
         loads_natively: model.loads_natively(),
@@ -263,7 +262,11 @@ fn name(input: &Path) -> String {
     full.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
 }
 
-fn input_bytes(input: &Path) -> Result<u64> {
+/// Bytes of the weight files of a checkpoint.
+///
+/// # Errors
+/// As [`crate::checkpoint::Checkpoint::open`].
+pub fn weight_bytes(input: &Path) -> Result<u64> {
     let checkpoint = crate::checkpoint::Checkpoint::open(input)?;
     let sizes = checkpoint.files.iter().map(|path| {
         let read = |source| Error::Read { path: path.clone(), source };

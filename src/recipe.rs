@@ -52,8 +52,11 @@ impl Recipe {
     /// [`Recipe::from_steps`] refuses.
     pub fn from_toml(text: &str, set: &[String]) -> Result<Recipe> {
         let mut table: Table = text.parse().map_err(|e: toml::de::Error| Error::Recipe {
-            found: e.to_string().trim_end().to_string(),
-            expected: "TOML".into(),
+            found: e.message().to_string(),
+            expected: match e.span() {
+                Some(span) => format!("TOML, at byte {}", span.start),
+                None => "TOML".into(),
+            },
         })?;
         match table.remove("version") {
             Some(Value::Integer(1)) => {}

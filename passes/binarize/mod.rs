@@ -7,7 +7,8 @@ mod tests;
 
 use crate::data::Calibration;
 use crate::model::{Binary, Layer, Linear, Model, Weight};
-use crate::pass::{Change, Context, Entry, Pass};
+use crate::pass::{Context, Entry, Pass};
+use crate::report::Change;
 use crate::runtime::{Encoder, RunAttention, RunFeedForward};
 use crate::train::moments::Moments;
 use crate::train::{sweep, update};

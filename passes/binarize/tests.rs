@@ -1,13 +1,451 @@
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
+//! What packing costs, what it stores, and that the packed model is the model that is read back.
+
+use super::*;
+use crate::checkpoint::{Dtype, write_file};
+use crate::model::testing::{self, *};
+use crate::model::{LowRank, Task, family};
+use crate::pass::Quiet;
+use crate::report;
+use crate::runtime::kernels::{Mat, MatMut, product};
+use proptest::prelude::*;
 
 /// Standard normal numbers, always the same.
 pub fn gaussian(n: usize) -> Vec<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(7);
-    let mut uniform = || (rng.next_u32() as f64 + 0.5) / 4294967296.0;
-    (0..n)
-        .map(|_| {
-            ((-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32
+    testing::gaussian(n, 7)
+}
+
+fn packed(model: &Model, binarize: &Binarize, text: Option<&Calibration>) -> (Model, Vec<Change>) {
+    let mut after = model.clone();
+    let cx = Context { calibration: text, seed: 0, progress: &Quiet };
+    let changes = binarize.run(&mut after, &cx).expect("options in range");
+    after.validate().expect("parts that fit");
+    (after, changes)
+}
+
+fn matrix(rows: usize, cols: usize, seed: u64) -> Weight {
+    let values = testing::gaussian(rows * cols, seed);
+    let tensor =
+        crate::checkpoint::Tensor::from_f32("w.weight", &[rows, cols], &values, Dtype::F32);
+    Weight::Dense(tensor)
+}
+
+fn metric(seed: u64, width: usize) -> Metric {
+    Metric::new(correlated(seed, 4 * width, width).0, 0.01)
+}
+
+/// `tr(E·H·Eᵀ)`, `E = w − approximation`; `‖E‖²` without a metric.
+fn loss(w: &[f32], approximation: &[f32], cols: usize, metric: Option<&Metric>) -> f64 {
+    let error: Vec<f64> = w.iter().zip(approximation).map(|(a, b)| *a as f64 - *b as f64).collect();
+    let Some(metric) = metric else { return error.iter().map(|e| e * e).sum() };
+    let row = |e: &[f64]| {
+        let weighted =
+            |j: usize| e.iter().zip(&metric.h[j * cols..]).map(|(e, h)| e * *h as f64).sum::<f64>();
+        e.iter().enumerate().map(|(j, e)| e * weighted(j)).sum::<f64>()
+    };
+    error.chunks_exact(cols).map(row).sum()
+}
+
+fn dense(low: &LowRank, rows: usize, cols: usize) -> Vec<f32> {
+    let mut out = vec![0.0; rows * cols];
+    let (u, v) = (Mat::new(&low.u, rows, low.rank), Mat::new(&low.v, low.rank, cols));
+    product(MatMut::new(&mut out, rows, cols), u, v, 1.0);
+    out
+}
+
+/// BiPFT notes, §9 (e).
+#[test]
+fn a_residual_of_full_rank_leaves_nothing() {
+    for (rows, cols) in [(12, 20), (20, 12), (16, 16), (1, 9), (40, 3)] {
+        let e = testing::gaussian(rows * cols, 1);
+        let weighted = metric(2, cols);
+        for metric in [None, Some(&weighted)] {
+            let rank = rows.min(cols);
+            let low = residual::low_rank(&e, (rows, cols), rank, metric);
+            assert_eq!((low.u.len(), low.v.len()), (rows * rank, rank * cols));
+            let left = loss(&e, &dense(&low, rows, cols), cols, metric);
+            let all = loss(&e, &vec![0.0; e.len()], cols, metric);
+            assert!(left < 1e-9 * all, "{rows} x {cols}: {left} of {all}");
+        }
+    }
+}
+
+/// BiPFT notes, §9 (d): against the singular values of `E·S`, `S·Sᵀ = H`.
+#[test]
+fn a_residual_is_nearly_the_best_of_its_rank() {
+    for (rows, cols, rank) in [(48, 40, 4), (40, 96, 16), (96, 64, 1), (64, 64, 24)] {
+        // Without structure the spectrum is flat: the hardest case for an iteration.
+        let e = testing::gaussian(rows * cols, 3 + rank as u64);
+        let weighted = metric(4, cols);
+        for metric in [None, Some(&weighted)] {
+            let h = |i: usize, j: usize| match metric {
+                Some(m) => m.h[i * cols + j] as f64,
+                None => (i == j) as u8 as f64,
+            };
+            let factor =
+                faer::Mat::from_fn(cols, cols, h).llt(faer::Side::Lower).expect("positive");
+            let e_mat = faer::Mat::from_fn(rows, cols, |i, j| e[i * cols + j] as f64);
+            let values = (e_mat * factor.L()).singular_values().expect("an SVD");
+            let best: f64 = values[rank..].iter().map(|s| s * s).sum();
+            let low = residual::low_rank(&e, (rows, cols), rank, metric);
+            let found = loss(&e, &dense(&low, rows, cols), cols, metric);
+            let over = found / best - 1.0;
+            assert!((-1e-4..0.005).contains(&over), "{rows} x {cols}, rank {rank}: {over} over");
+        }
+    }
+}
+
+#[test]
+fn compensation_pays_when_inputs_depend_on_each_other() {
+    let (rows, cols) = (24, 48);
+    for seed in 0..4 {
+        let w = testing::gaussian(rows * cols, seed);
+        let metric = metric(10 + seed, cols);
+        for (planes, group) in [(1, cols), (2, cols), (2, 20), (3, cols)] {
+            let nearest = Codes::fit(&w, (rows, cols), planes, group);
+            let pushed = nearest.clone().compensate(&w, &metric.factor, &metric.order);
+            let of = |codes: &Codes| loss(&w, &codes.to_dense(), cols, Some(&metric));
+            let (before, after) = (of(&nearest), of(&pushed));
+            assert!(after < 0.8 * before, "{planes} planes of {group}: {before} to {after}");
+            // It pays in the output, and costs in the weights.
+            assert!(
+                loss(&w, &pushed.to_dense(), cols, None)
+                    > loss(&w, &nearest.to_dense(), cols, None)
+            );
+            assert_eq!(nearest.scales(), pushed.scales(), "scales stay");
+        }
+    }
+}
+
+#[test]
+fn relative_errors_are_what_they_say() {
+    let (rows, cols) = (6, 10);
+    let w = testing::gaussian(60, 20);
+    let q = Codes::fit(&w, (rows, cols), 1, cols).pack("w".into(), None);
+    let exact = Codes::fit(&[0.5; 60], (rows, cols), 1, cols).pack("w".into(), None);
+    let metric = metric(22, cols);
+    let zero = vec![0.0; rows * cols];
+    for metric in [None, Some(&metric)] {
+        let expected = loss(&w, &q.to_dense(), cols, metric) / loss(&w, &zero, cols, metric);
+        let found = residual::relative_error(&w, &q, metric);
+        assert!((found / expected - 1.0).abs() < 1e-4, "{found}, {expected}");
+        assert_eq!(residual::relative_error(&[0.5; 60], &exact, metric), 0.0);
+        assert_eq!(residual::relative_error(&zero, &exact, metric), 0.0, "nothing to lose");
+    }
+    // The factor is one of the inverse: U·P·H·Pᵀ·Uᵀ = 1.
+    let (u, order) = (&metric.factor, &metric.order);
+    let h = |i: usize, j: usize| metric.h[order[i] * cols + order[j]] as f64;
+    for (i, j) in (0..cols).flat_map(|i| (0..cols).map(move |j| (i, j))) {
+        let value: f64 = (0..cols)
+            .flat_map(|k| (0..cols).map(move |l| (k, l)))
+            .map(|(k, l)| u[i * cols + k] as f64 * h(k, l) * u[j * cols + l] as f64)
+            .sum();
+        assert!((value - (i == j) as u8 as f64).abs() < 1e-3, "{i} {j}: {value}");
+    }
+    assert!(order.windows(2).all(|o| metric.h[o[0] * (cols + 1)] >= metric.h[o[1] * (cols + 1)]));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    /// BiPFT notes, §6.3 and §9 (i), for one matrix in a file of its own.
+    #[test]
+    fn a_file_is_as_long_as_the_formula_says(
+        rows in 1..20usize, cols in 1..80usize, planes in 1..5usize, rank in 0..6usize, group in 0..40usize,
+    ) {
+        let group = if group < 8 { 0 } else { group };
+        let options = Binarize { planes, rank, group, ..Binarize::default() };
+        let (binary, _) = options.encode(&matrix(rows, cols, 30), None).expect("dense");
+        let groups = if group == 0 { 1 } else { cols.div_ceil(group) };
+        let rank = rank.min(rows).min(cols);
+        let scale = if binary.scale_dtype == Dtype::F16 { 2 } else { 4 };
+        let words = planes * rows * cols.div_ceil(32);
+        let expected = 4 * words + scale * planes * rows * groups + 2 * rank * (rows + cols) + 16;
+        let weight = Weight::Binary(binary);
+        prop_assert_eq!(weight.bytes(), expected);
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("w.safetensors");
+        write_file(&path, &weight.tensors(), &|| false).expect("a file");
+        let file = std::fs::read(&path).expect("a file");
+        let header = u64::from_le_bytes(file[..8].try_into().expect("8 bytes")) as usize;
+        prop_assert_eq!(file.len(), 8 + header + expected);
+    }
+}
+
+/// BiPFT notes, §9 (h): the first plane alone is a coarser matrix. Where one weight stands out, greedy
+/// scales rise, and where planes repeat each other they stay as they are.
+#[test]
+fn scales_fall_from_plane_to_plane() {
+    let falls = |s: &[f32]| s.windows(2).all(|s| s[0] >= s[1]) && s.iter().all(|&s| s >= 0.0);
+    let outlier = Codes::fit(&[0.0, 0.0, 0.0, 4.0], (1, 4), 3, 4);
+    assert!(falls(outlier.scales()), "{outlier:?}");
+    for (seed, cols) in (0..200).flat_map(|seed| [4, 12, 33].map(|cols| (seed, cols))) {
+        for planes in 2..=4 {
+            let codes = Codes::fit(&testing::gaussian(cols, seed), (1, cols), planes, 8);
+            assert!(codes.scales().chunks(planes).all(falls), "{codes:?}");
+        }
+    }
+}
+
+#[test]
+fn another_plane_never_hurts_a_lone_weight() {
+    let mut w = [0.0; 11];
+    w[0] = 0.4;
+    for planes in 2..=4 {
+        let found = Codes::fit(&w, (1, 11), planes, 11).to_dense();
+        assert!(loss(&w, &found, 11, None) < 1e-9, "{planes} planes: {found:?}");
+    }
+}
+
+/// What is left of the encoder's matrices, the mean over them.
+fn mean_error(changes: &[Change]) -> f64 {
+    changes.iter().filter_map(|c| c.error).sum::<f64>() / changes.len() as f64
+}
+
+#[test]
+fn more_planes_and_more_rank_never_hurt() {
+    let text = calibration(31, 3);
+    let model = tiny("bert", Task::Bare, 32);
+    for text in [None, Some(&text)] {
+        let error = |options: Binarize| mean_error(&packed(&model, &options, text).1);
+        let planes: Vec<f64> =
+            (1..=4).map(|planes| error(Binarize { planes, ..Binarize::default() })).collect();
+        assert!(planes.windows(2).all(|e| e[1] < e[0]), "{planes:?}");
+        let ranks: Vec<f64> =
+            [0, 1, 2, 4, 8].map(|rank| error(Binarize { rank, ..Binarize::default() })).into();
+        assert!(ranks.windows(2).all(|e| e[1] < e[0]), "{ranks:?}");
+        let rounds: Vec<f64> = [1, 2, 4, 8]
+            .map(|rounds| error(Binarize { rank: 2, rounds, ..Binarize::default() }))
+            .into();
+        assert!(rounds.windows(2).all(|e| e[1] <= e[0]), "{rounds:?}");
+    }
+}
+
+/// BiPFT notes, §9, test 7: a 1-bit model near the original would mean that dense weights are still used.
+#[test]
+fn one_untrained_plane_is_clearly_worse_than_three() {
+    let batch = batch(33, &[7, 4, 9]);
+    let power = |x: &[f32]| x.iter().map(|&x| (x as f64).powi(2)).sum::<f64>();
+    for family in family::ALL {
+        let model = tiny(family.model_type, Task::Bare, 34);
+        let expected = answers(&model, &batch, None);
+        let off = |planes| {
+            let options = Binarize { planes, embeddings: planes, ..Binarize::default() };
+            let (after, changes) = packed(&model, &options, None);
+            let found = answers(&after, &batch, None);
+            let difference: Vec<f32> = found.iter().zip(&expected).map(|(a, b)| a - b).collect();
+            (power(&difference) / power(&expected), mean_error(&changes))
+        };
+        let ((one, one_weights), (three, three_weights)) = (off(1), off(3));
+        let what = format!("{}: {one}, {three}", family.model_type);
+        assert!(one > 0.2 && one > 2.0 * three, "{what}");
+        assert!(one_weights > 0.2 && three_weights < 0.04, "{one_weights} {three_weights}");
+    }
+}
+
+#[test]
+fn text_makes_the_answers_better() {
+    let text = calibration(35, 8);
+    let batch = batch(36, &[7, 4, 9, 12]);
+    let (mut with, mut without) = (0.0, 0.0);
+    for seed in 0..5 {
+        let model = tiny("bert", Task::Bare, 40 + seed);
+        let expected = answers(&model, &batch, None);
+        let off = |text| {
+            let found = answers(&packed(&model, &Binarize::default(), text).0, &batch, None);
+            found.iter().zip(&expected).map(|(a, b)| ((a - b) as f64).powi(2)).sum::<f64>()
+        };
+        with += off(Some(&text));
+        without += off(None);
+    }
+    assert!(with < without, "{with} with text, {without} without");
+}
+
+#[test]
+fn packing_is_done_once() {
+    let text = calibration(50, 2);
+    let texts = batch(51, &[6, 1, 9]);
+    let shapes = [(1, 0, 0), (2, 3, 0), (3, 0, 10), (2, 2, 9), (4, 1, 16)];
+    for (i, (family, task)) in every().enumerate() {
+        let (planes, rank, group) = shapes[i % shapes.len()];
+        let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16][i % 3];
+        let model = parts(family, task, 52).stored_as(dtype).open();
+        let (embeddings, head) = (i % 4, (i + 1) % 3);
+        let options = Binarize { planes, rank, group, embeddings, head, ..Binarize::default() };
+        for text in [None, Some(&text)] {
+            let (after, _) = packed(&model, &options, text);
+            let again = reopen(&after);
+            let what = format!("{family} {task:?} {options:?}");
+            assert_eq!(answers(&again, &texts, None), answers(&after, &texts, None), "{what}");
+            assert_eq!(stored(&again), stored(&after), "{what}");
+            let recipe = serde_json::json!("tests");
+            assert_eq!(again.config_json(&recipe), after.config_json(&recipe), "{what}");
+            assert!(!again.loads_natively());
+        }
+    }
+}
+
+#[test]
+fn packing_a_tied_table_leaves_no_stale_copy() {
+    for family in family::ALL {
+        let mut parts = parts(family.model_type, Task::MaskedLm, 53);
+        let name = format!("{}.weight", family.masked_lm.decoder);
+        let word = format!("{}{}.weight", family.prefix, family.word);
+        let copy = parts.tensor(&word).clone().renamed(name.clone());
+        parts.tensors.push(copy);
+        let other = crate::checkpoint::Tensor::from_i64("cls.other", &[1], &[7]);
+        parts.tensors.push(other);
+        let texts = batch(54, &[5, 3]);
+
+        let options = Binarize { embeddings: 3, ..Binarize::default() };
+        let (after, changes) = packed(&parts.open(), &options, None);
+        assert_eq!(after.unused.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), ["cls.other"]);
+        assert!(changes.iter().any(|c| format!("{}.weight", c.tensor) == word));
+        assert!(after.tensors().iter().all(|t| t.name != name && t.name != word));
+        let again = reopen(&after);
+        assert_eq!(answers(&again, &texts, None), answers(&after, &texts, None));
+
+        // Without packing the table, the copy is true and stays.
+        let (after, _) = packed(&parts.open(), &Binarize::default(), None);
+        assert!(after.unused.iter().any(|t| t.name == name));
+
+        // An untied decoder is no copy.
+        parts.config["tie_word_embeddings"] = serde_json::json!(false);
+        let (after, _) = packed(&parts.open(), &options, None);
+        let decoder = parts.tensor(&name).clone();
+        let kept = after.tensors().into_iter().find(|t| t.name == name).expect("the decoder");
+        assert_eq!(kept.bytes(), decoder.bytes());
+        assert_eq!(stored(&reopen(&after)), stored(&after));
+    }
+}
+
+#[test]
+fn what_is_not_packed_keeps_its_bytes() {
+    for (family, task) in every() {
+        let mut parts = parts(family, task, 55);
+        let extra =
+            crate::checkpoint::Tensor::from_f32("cls.extra", &[2], &[0.1, 0.2], Dtype::BF16);
+        parts.tensors.push(extra);
+        let model = parts.open();
+        let (after, changes) = packed(&model, &Binarize::default(), None);
+        let packed: Vec<String> = changes.iter().map(|c| format!("{}.weight", c.tensor)).collect();
+        assert_eq!(packed.len(), 6 * LAYERS);
+        let before = stored(&model);
+        let kept: Vec<_> = before.iter().filter(|(name, ..)| !packed.contains(name)).collect();
+        assert_eq!(kept.len(), before.len() - packed.len());
+        let after = stored(&after);
+        assert!(kept.iter().all(|t| after.contains(t)), "{family} {task:?}");
+        assert!(
+            before.iter().filter(|(name, ..)| packed.contains(name)).all(|t| !after.contains(t))
+        );
+    }
+}
+
+#[test]
+fn pruned_layers_are_packed_too() {
+    let text = calibration(56, 2);
+    let mut model = tiny("roberta", Task::Bare, 57);
+    let attention = model.layers[0].attention.as_ref().expect("attention");
+    model.layers[0].attention = Some(attention.select_heads(&[2]).expect("dense"));
+    let ffn = model.layers[1].ffn.as_ref().expect("a block");
+    model.layers[1].ffn = Some(ffn.select_units(&[0, 3, 9]).expect("dense"));
+    model.layers[2].attention = None;
+    for text in [None, Some(&text)] {
+        let (after, _) = packed(&model, &Binarize { rank: 8, ..Binarize::default() }, text);
+        assert_eq!(stored(&reopen(&after)), stored(&after));
+    }
+}
+
+#[test]
+fn sublayers_of_no_width_are_packed_and_read_back() {
+    let text = calibration(58, 2);
+    let mut model = tiny("bert", Task::Bare, 59);
+    let attention = model.layers[0].attention.as_ref().expect("attention");
+    model.layers[0].attention = Some(attention.select_heads(&[]).expect("dense"));
+    let ffn = model.layers[1].ffn.as_ref().expect("a block");
+    model.layers[1].ffn = Some(ffn.select_units(&[]).expect("dense"));
+    let texts = batch(60, &[3, 5]);
+    for text in [None, Some(&text)] {
+        let (after, _) = packed(&model, &Binarize { rank: 2, ..Binarize::default() }, text);
+        assert_eq!(answers(&reopen(&after), &texts, None), answers(&after, &texts, None));
+    }
+}
+
+#[test]
+fn a_packed_matrix_is_not_packed_again() {
+    let model = tiny("bert", Task::Bare, 61);
+    let (mut once, _) = packed(&model, &Binarize::default(), None);
+    let cx = Context { calibration: None, seed: 0, progress: &Quiet };
+    let error = Binarize::default().run(&mut once, &cx).expect_err("packed already");
+    insta::assert_snapshot!(error, @"`encoder.layer.0.attention.self.query` is packed in 2 sign planes, but only dense weights can be cut or packed; start from the checkpoint as it was before binarization");
+}
+
+#[test]
+fn threads_change_no_byte() {
+    let text = calibration(62, 5);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        pool.install(|| {
+            let model = tiny("xlm-roberta", Task::MaskedLm, 63);
+            let options = Binarize { rank: 3, embeddings: 2, head: 2, ..Binarize::default() };
+            stored(&packed(&model, &options, Some(&text)).0)
         })
-        .collect()
+    };
+    assert_eq!(run(1), run(2));
+}
+
+#[test]
+fn the_table_of_changes_is_for_people() {
+    let mut model = tiny("distilbert", Task::SequenceClassification, 64);
+    model.layers.truncate(1);
+    let options = Binarize { rank: 2, group: 10, embeddings: 4, head: 1, ..Binarize::default() };
+    let (_, mut changes) = packed(&model, &options, None);
+    // The last digits of an error are the platform's.
+    changes.iter_mut().for_each(|c| c.error = c.error.map(|e| (e * 1000.0).round() / 1000.0));
+    insta::assert_snapshot!(report::markdown_changes(&changes), @r"
+    | matrix | before | after | error |
+    |---|---|---|---|
+    | distilbert.transformer.layer.0.attention.q_lin | f32 16 x 16 | binary(planes=2, group=10, rank=2) 16 x 16 | 0.0340 |
+    | distilbert.transformer.layer.0.attention.k_lin | f32 16 x 16 | binary(planes=2, group=10, rank=2) 16 x 16 | 0.0340 |
+    | distilbert.transformer.layer.0.attention.v_lin | f32 16 x 16 | binary(planes=2, group=10, rank=2) 16 x 16 | 0.0300 |
+    | distilbert.transformer.layer.0.attention.out_lin | f32 16 x 16 | binary(planes=2, group=10, rank=2) 16 x 16 | 0.0310 |
+    | distilbert.transformer.layer.0.ffn.lin1 | f32 24 x 16 | binary(planes=2, group=10, rank=2) 24 x 16 | 0.0300 |
+    | distilbert.transformer.layer.0.ffn.lin2 | f32 16 x 24 | binary(planes=2, group=10, rank=2) 16 x 24 | 0.0350 |
+    | distilbert.embeddings.word_embeddings | f32 30 x 16 | binary(planes=4, group=10) 30 x 16 | 0.0020 |
+    | pre_classifier | f32 16 x 16 | binary(planes=1, group=10) 16 x 16 | 0.3000 |
+    | classifier | f32 3 x 16 | binary(planes=1, group=10) 3 x 16 | 0.3500 |
+    ");
+}
+
+#[test]
+fn refusals_name_the_option_and_its_range() {
+    let error = |options: Binarize| {
+        let cx = Context { calibration: None, seed: 0, progress: &Quiet };
+        let mut model = tiny("bert", Task::Bare, 65);
+        let error = options.run(&mut model, &cx).expect_err("out of range").to_string();
+        assert_eq!(stored(&model), stored(&tiny("bert", Task::Bare, 65)));
+        error
+    };
+    let all = [
+        Binarize { planes: 0, ..Binarize::default() },
+        Binarize { planes: 5, ..Binarize::default() },
+        Binarize { rank: 4097, ..Binarize::default() },
+        Binarize { group: 7, ..Binarize::default() },
+        Binarize { rounds: 0, ..Binarize::default() },
+        Binarize { rounds: 101, ..Binarize::default() },
+        Binarize { damp: 0.0, ..Binarize::default() },
+        Binarize { damp: f64::NAN, ..Binarize::default() },
+        Binarize { embeddings: 5, ..Binarize::default() },
+        Binarize { head: 9, ..Binarize::default() },
+    ];
+    insta::assert_snapshot!(all.map(error).join("\n"), @r"
+    pass `binarize`: `planes` is 0, expected 1, 2, 3 or 4
+    pass `binarize`: `planes` is 5, expected 1, 2, 3 or 4
+    pass `binarize`: `rank` is 4097, expected a number from 0 to 4096
+    pass `binarize`: `group` is 7, expected 0 for the whole row, or at least 8
+    pass `binarize`: `rounds` is 0, expected a number from 1 to 100
+    pass `binarize`: `rounds` is 101, expected a number from 1 to 100
+    pass `binarize`: `damp` is 0, expected a number above 0, at most 10
+    pass `binarize`: `damp` is NaN, expected a number above 0, at most 10
+    pass `binarize`: `embeddings` is 5, expected 0 to leave it as it is, or 1 to 4 planes
+    pass `binarize`: `head` is 9, expected 0 to leave it as it is, or 1 to 4 planes
+    ");
 }

@@ -7,7 +7,8 @@ mod search;
 mod tests;
 
 use crate::model::{Layer, Model, cost};
-use crate::pass::{Change, Context, Entry, Pass};
+use crate::pass::{Context, Entry, Pass};
+use crate::report::Change;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 

@@ -71,7 +71,7 @@ pub fn uniform(model: &Model, scores: &Scores, sparsity: f64) -> Result<Vec<Kept
     let width = scores.units.iter().map(Vec::len).max().unwrap_or(0);
     let layers = scores.units.iter().filter(|u| !u.is_empty()).count();
     let remove = total as f64 * sparsity / (unit_size * layers.max(1)) as f64;
-    let units = to_step((width as f64 - remove).round().max(0.0) as usize);
+    let units = ((width as f64 - remove) / STEP as f64).round().max(1.0) as usize * STEP;
     if remove > (width.saturating_sub(STEP)) as f64 {
         let most = (layers * width.saturating_sub(STEP) * unit_size) as f64 / total as f64;
         return Err(Error::Option {

@@ -1,11 +1,11 @@
 //! `compress inspect MODEL`
 
-use super::{print, print_json};
+use super::{plain, print, print_json};
 use clap::Args;
 use compress::Result;
-use compress::checkpoint::Checkpoint;
-use compress::model::Model;
 use compress::model::cost::Part;
+use compress::model::{Model, Task};
+use compress::pipeline::weight_bytes;
 use compress::report::{Summary, bytes, count, plain_table};
 use std::path::PathBuf;
 
@@ -20,12 +20,7 @@ pub struct InspectArgs {
 
 pub fn main(args: &InspectArgs) -> Result<()> {
     let model = Model::open(&args.model)?;
-    let files = Checkpoint::open(&args.model)?.files;
-    let sizes = files.iter().map(|path| {
-        let read = |source| compress::Error::Read { path: path.clone(), source };
-        Ok(std::fs::metadata(path).map_err(read)?.len())
-    });
-    let summary = Summary::of(&model, sizes.sum::<Result<u64>>()?);
+    let summary = Summary::of(&model, weight_bytes(&args.model)?);
     if args.json {
         return print_json(&summary);
     }
@@ -35,10 +30,13 @@ pub fn main(args: &InspectArgs) -> Result<()> {
         "{} with a head for {}{}\n{} layers, hidden {}, {heads} heads of {}, vocabulary {}, at most {} positions\n\n",
         summary.family,
         summary.task,
-        if config.labels.is_empty() {
-            String::new()
-        } else {
-            format!(" ({})", config.labels.join(", "))
+        match model.config.task {
+            Task::SequenceClassification | Task::TokenClassification
+                if !config.labels.is_empty() =>
+            {
+                format!(" ({})", plain(&config.labels.join(", ")))
+            }
+            _ => String::new(),
         },
         summary.layers.len(),
         summary.hidden,

@@ -132,7 +132,7 @@ pub fn main() -> ExitCode {
                 text += &format!(": {inner}");
                 cause = inner.source();
             }
-            eprintln!("{text}");
+            eprintln!("{}", plain(&text));
             ExitCode::from(error.exit_code())
         }
     }
@@ -158,6 +158,15 @@ fn quiet_guarded_panics() {
             default(info);
         }
     }));
+}
+
+/// One paragraph without control characters: names from hostile files must not steer the terminal.
+fn plain(text: &str) -> String {
+    let escape = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(escape).collect()
 }
 
 /// Writes a line to stdout; a closed pipe is no error of ours.

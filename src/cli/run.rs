@@ -89,7 +89,11 @@ pub fn main(args: &RunArgs) -> Result<()> {
     let recipe = match &args.recipe {
         Some(path) => {
             let read = |source| Error::Read { path: path.clone(), source };
-            Recipe::from_toml(&std::fs::read_to_string(path).map_err(read)?, &args.set)?
+            let text = String::from_utf8(std::fs::read(path).map_err(read)?).map_err(|_| {
+                let found = format!("{} that is not UTF-8", path.display());
+                Error::Recipe { found, expected: "TOML".into() }
+            })?;
+            Recipe::from_toml(&text, &args.set)?
         }
         None => Recipe::parse(args.passes.as_deref().unwrap_or_default(), &args.set)?,
     };

@@ -243,6 +243,21 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 
 /// The content of a file, None if there is no such file.
 fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    // A pipe would wait for ever, and no tokenizer is this large: XLM-R's has 17 MB.
+    const LIMIT: u64 = 256 << 20;
+    if let Ok(metadata) = fs::metadata(path)
+        && (!metadata.is_file() || metadata.len() > LIMIT)
+    {
+        return Err(Error::Malformed {
+            path: path.to_path_buf(),
+            found: match metadata.is_file() {
+                true => format!("{} bytes", metadata.len()),
+                false => "a folder, pipe or device".into(),
+            },
+            expected: format!("a regular file of at most {LIMIT} bytes"),
+            advice: "copy it from the model that this one was trained from",
+        });
+    }
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

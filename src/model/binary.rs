@@ -46,13 +46,13 @@ impl Binary {
     pub fn new(
         name: String,
         (rows, cols): (usize, usize),
+        planes: usize,
         group: usize,
         codes: &[u8],
         scales: &[f32],
         low_rank: Option<LowRank>,
     ) -> Binary {
         let groups = cols.div_ceil(group);
-        let planes = scales.len() / (rows * groups).max(1);
         assert_eq!(codes.len(), rows * cols, "codes of a {rows}x{cols} matrix");
         assert_eq!(scales.len(), planes * rows * groups, "scales of {planes} planes");
         let words = cols.div_ceil(32);
@@ -225,7 +225,7 @@ mod tests {
             // Powers of two: every one of the 2^planes sums is distinct and exact.
             let scales: Vec<f32> =
                 (0..planes).flat_map(|k| vec![f32::powi(2.0, -(k as i32)); rows]).collect();
-            let binary = Binary::new("w".into(), (rows, cols), cols, &codes, &scales, None);
+            let binary = Binary::new("w".into(), (rows, cols), planes, cols, &codes, &scales, None);
             for (&code, value) in codes.iter().zip(binary.to_dense()) {
                 let sign = |k: usize| if code >> k & 1 == 1 { 1.0 } else { -1.0 };
                 let expected: f32 = (0..planes).map(|k| f32::powi(2.0, -(k as i32)) * sign(k)).sum();
@@ -239,20 +239,20 @@ mod tests {
     #[test]
     fn a_group_scales_its_own_columns_and_the_last_may_be_short() {
         let scales = [1.0, 2.0, 4.0];
-        let binary = Binary::new("w".into(), (1, 5), 2, &[1, 0, 1, 1, 0], &scales, None);
+        let binary = Binary::new("w".into(), (1, 5), 1, 2, &[1, 0, 1, 1, 0], &scales, None);
         assert_eq!(binary.to_dense(), [1.0, -1.0, 2.0, 2.0, -4.0]);
     }
 
     #[test]
     fn tiny_scales_are_stored_in_f32() {
-        let binary = Binary::new("w".into(), (1, 1), 1, &[1], &[1e-6], None);
+        let binary = Binary::new("w".into(), (1, 1), 1, 1, &[1], &[1e-6], None);
         assert_eq!((binary.scale_dtype, binary.to_dense()[0]), (Dtype::F32, 1e-6));
     }
 
     #[test]
     fn the_residual_is_added() {
         let low_rank = Some(LowRank { rank: 1, u: vec![0.5, -1.0], v: vec![2.0, 4.0] });
-        let binary = Binary::new("w".into(), (2, 2), 2, &[1; 4], &[1.0, 1.0], low_rank);
+        let binary = Binary::new("w".into(), (2, 2), 1, 2, &[1; 4], &[1.0, 1.0], low_rank);
         assert_eq!(binary.to_dense(), [2.0, 3.0, -1.0, -3.0]);
     }
 }

@@ -70,6 +70,9 @@ pub struct Config {
 
 /// Larger numbers in config.json are a mistake or an attack: no encoder comes near them.
 const LIMIT: u64 = 1 << 24;
+/// As `LIMIT`, for what memory is set aside by before a tensor is looked at.
+const MAX_LAYERS: u64 = 1 << 10;
+const MAX_HEADS: u64 = 1 << 12;
 
 impl Config {
     /// Reads config.json's content.
@@ -124,7 +127,7 @@ impl Config {
 
         let keys = &family.keys;
         let hidden = number(&raw, keys.hidden)?;
-        let heads = number(&raw, keys.heads)?;
+        let heads = number_below(&raw, keys.heads, MAX_HEADS)?;
         if hidden % heads != 0 {
             return Err(config(
                 keys.heads,
@@ -144,7 +147,8 @@ impl Config {
             }
         };
         let eps = match object.get("layer_norm_eps") {
-            None => family.default_eps,
+            // The default of every family's configuration class.
+            None => 1e-12,
             Some(value) => value
                 .as_f64()
                 .filter(|e| (0.0..1.0).contains(e))
@@ -173,7 +177,7 @@ impl Config {
         };
         let config = Config {
             hidden,
-            layers: number(&raw, keys.layers)?,
+            layers: number_below(&raw, keys.layers, MAX_LAYERS)?,
             heads,
             head_dim: hidden / heads,
             ffn: number(&raw, keys.ffn)?,
@@ -187,7 +191,14 @@ impl Config {
             embedding,
             eps: eps as f32,
             activation,
-            pad_id: raw.get("pad_token_id").and_then(Value::as_u64).unwrap_or(0) as u32,
+            pad_id: match raw.get("pad_token_id") {
+                None | Some(Value::Null) => family.default_pad_id,
+                Some(value) => value
+                    .as_u64()
+                    .filter(|id| *id < LIMIT)
+                    .ok_or_else(|| config("pad_token_id", value, "a token id"))?
+                    as u32,
+            },
             tied: raw.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true),
             task: task(&raw, family)?,
             labels,
@@ -253,11 +264,15 @@ fn labels(raw: &Value) -> Result<Vec<String>> {
 }
 
 fn number(raw: &Value, key: &str) -> Result<usize> {
+    number_below(raw, key, LIMIT)
+}
+
+fn number_below(raw: &Value, key: &str, limit: u64) -> Result<usize> {
     match raw.get(key) {
         None => Err(config(key, "missing", "a positive integer")),
         Some(value) => match value.as_u64() {
-            Some(n) if (1..LIMIT).contains(&n) => Ok(n as usize),
-            _ => Err(config(key, value, format!("an integer from 1 to {}", LIMIT - 1))),
+            Some(n) if (1..limit).contains(&n) => Ok(n as usize),
+            _ => Err(config(key, value, format!("an integer from 1 to {}", limit - 1))),
         },
     }
 }

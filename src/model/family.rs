@@ -117,8 +117,8 @@ pub struct Family {
     /// MPNet's bias on attention scores by bucketed distance, `[32, heads]`, shared by all layers.
     pub relative_bias: Option<&'static str>,
 
-    /// LayerNorm epsilon when config.json has no `layer_norm_eps`.
-    pub default_eps: f64,
+    /// `pad_token_id` when config.json has none, as in the family's configuration class.
+    pub default_pad_id: u32,
     pub pooler: Option<&'static str>,
     pub classify: Pooling,
     pub masked_lm: MaskedLmNames,
@@ -146,7 +146,7 @@ const BERT: Family = Family {
     down: "output.dense",
     ffn_norm: "output.LayerNorm",
     relative_bias: None,
-    default_eps: 1e-12,
+    default_pad_id: 0,
     pooler: Some("pooler.dense"),
     classify: Pooling::Pooler,
     masked_lm: MaskedLmNames {
@@ -163,7 +163,7 @@ const ROBERTA: Family = Family {
     class: "Roberta",
     prefix: "roberta.",
     positions: Positions::AfterPadding,
-    default_eps: 1e-5,
+    default_pad_id: 1,
     classify: Pooling::Dense {
         dense: "classifier.dense",
         activation: Activation::Tanh,

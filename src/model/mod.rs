@@ -12,6 +12,10 @@ pub mod linear;
 mod load;
 mod save;
 pub mod slice;
+#[cfg(test)]
+pub mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use binary::{Binary, LowRank};
 pub use config::{Config, Task};

@@ -1,14 +1,13 @@
 //! report.md and the model card.
 
 use super::tables::{bytes, count, metric_value};
-use super::{PassNote, Report};
-use crate::pass::Change;
+use super::{Change, Form, PassNote, Report};
 
 /// One line a changed matrix: shape and form before and after, and the error made.
 pub fn changes(changes: &[Change]) -> String {
     let mut out = String::from("| matrix | before | after | error |\n|---|---|---|---|\n");
     for c in changes {
-        let form = |f: &crate::pass::Form| format!("{} {} x {}", f.form, f.shape[0], f.shape[1]);
+        let form = |f: &Form| format!("{} {} x {}", f.form, f.shape[0], f.shape[1]);
         let error = c.error.map_or("-".into(), |e| format!("{e:.4}"));
         out += &format!("| {} | {} | {} | {error} |\n", c.tensor, form(&c.before), form(&c.after));
     }

@@ -1,8 +1,10 @@
 //! What a run did, as data, and as text for people.
 
+mod change;
 mod markdown;
 mod tables;
 
+pub use change::{Change, Form};
 pub use markdown::{changes as markdown_changes, model_card, report as markdown};
 pub use tables::{before_after, bytes, count, metric_value, plain_table};
 
@@ -11,7 +13,6 @@ use crate::eval::latency::Latency;
 use crate::eval::tasks::Metric;
 use crate::model::cost::{self, Cost};
 use crate::model::{Model, Weight};
-use crate::pass::Change;
 use serde::Serialize;
 use serde_json::Value;
 

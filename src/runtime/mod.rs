@@ -7,6 +7,8 @@ mod batch;
 mod encoder;
 mod forward;
 pub mod kernels;
+#[cfg(test)]
+mod tests;
 
 pub use batch::Batch;
 pub use encoder::{Dense, Encoder, RunAttention, RunFeedForward, RunHead, RunLayer, RunNorm};

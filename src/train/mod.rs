@@ -3,6 +3,8 @@
 pub mod backward;
 pub mod fisher;
 pub mod moments;
+#[cfg(test)]
+mod tests;
 
 use crate::Result;
 use rayon::prelude::*;

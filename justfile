@@ -1,0 +1,36 @@
+# List the recipes
+default:
+    @just --list
+
+# What CI runs, in order
+check:
+    bash .ci/run
+
+# All tests
+test:
+    cargo test
+
+# Accept changed snapshots
+bless:
+    INSTA_UPDATE=always cargo test
+
+# The main job on the checkpoint that the repository ships
+demo:
+    cargo run --release -- --passes 'prune,binarize(embeddings=4)' fixtures/reviews/model --eval fixtures/reviews/dev.tsv -o target/reviews-small --force
+
+# Time the kernels and the forward pass
+bench:
+    cargo bench
+
+# Make the tables of docs/results.md: just results MODEL DEV TRAIN
+results model dev train:
+    cargo build --release --bin compress
+    cargo run --release --example results -- {{model}} {{dev}} {{train}}
+
+# Make the fixtures again (Python with torch and transformers, ten minutes)
+fixtures:
+    python3 fixtures/reviews/make.py
+
+# Build and open the documentation
+docs:
+    cargo doc --no-deps --open

@@ -1,0 +1,302 @@
+//! Tiny random models of every family and every head, for the tests of all layers above.
+//!
+//! Tensors are made under the family's names, written to a temporary folder and opened from there:
+//! what tests run on has been through the loader.
+
+use super::*;
+use crate::checkpoint::{Dtype, write_file};
+use crate::data::Calibration;
+use crate::runtime::{Batch, Encoder, NoObserver};
+use crate::train::moments::Moments;
+use family::Pooling;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use serde_json::{Value, json};
+use slice::Masks;
+use std::path::Path;
+
+pub const LAYERS: usize = 3;
+pub const HIDDEN: usize = 16;
+pub const HEADS: usize = 4;
+pub const FFN: usize = 24;
+pub const VOCAB: usize = 30;
+const POSITIONS: usize = 20;
+const CLASSES: usize = 3;
+
+pub const TASKS: [Task; 6] = [
+    Task::SequenceClassification,
+    Task::TokenClassification,
+    Task::QuestionAnswering,
+    Task::MaskedLm,
+    Task::Embedding,
+    Task::Bare,
+];
+
+/// Every family with every head.
+pub fn every() -> impl Iterator<Item = (&'static str, Task)> {
+    family::ALL.iter().flat_map(|f| TASKS.map(|task| (f.model_type, task)))
+}
+
+/// A checkpoint before it is written.
+pub struct Parts {
+    pub config: Value,
+    pub tensors: Vec<Tensor>,
+    /// `Some`: a sentence-transformers folder, by the name of its pooling.
+    pub pooling: Option<&'static str>,
+}
+
+/// An open model of random numbers: see [`parts`].
+pub fn tiny(family: &str, task: Task, seed: u64) -> Model {
+    parts(family, task, seed).open()
+}
+
+/// Weights with a spread of 0.3 (matrices and biases; norms around 1 and 0) and 1 (tables): attention is
+/// neither flat nor one-hot, activations bend, and every tensor shows in the answer.
+pub fn parts(family: &str, task: Task, seed: u64) -> Parts {
+    let family = family::find(family).expect("a family of this build");
+    let suffix = match task {
+        Task::SequenceClassification => "ForSequenceClassification",
+        Task::TokenClassification => "ForTokenClassification",
+        Task::QuestionAnswering => "ForQuestionAnswering",
+        Task::MaskedLm => "ForMaskedLM",
+        Task::Embedding | Task::Bare => "Model",
+    };
+    let keys = &family.keys;
+    let embedding = if family.project.is_some() { 8 } else { HIDDEN };
+    let config = json!({
+        "model_type": family.model_type,
+        "architectures": [format!("{}{suffix}", family.class)],
+        keys.hidden: HIDDEN, keys.layers: LAYERS, keys.heads: HEADS, keys.ffn: FFN,
+        keys.activation: "gelu", "vocab_size": VOCAB, "max_position_embeddings": POSITIONS,
+        "embedding_size": embedding, "pad_token_id": 1, "use_task_id": family.task_type.is_some(),
+        "id2label": {"0": "a", "1": "b", "2": "c"},
+    });
+    let encoder_alone = matches!(task, Task::Embedding | Task::Bare);
+    let prefix = if encoder_alone { "" } else { family.prefix };
+    let mut make = Maker { tensors: Vec::new(), normal: Normal::new(seed) };
+
+    let at = |name: &str| format!("{prefix}{name}");
+    let table = |make: &mut Maker, name: &str, rows: usize, width: usize| {
+        make.add(format!("{prefix}{name}.weight"), &[rows, width], 0.0, 1.0);
+    };
+    table(&mut make, family.word, VOCAB, embedding);
+    table(&mut make, family.position, POSITIONS, embedding);
+    if let Some(name) = family.token_type {
+        table(&mut make, name, 2, embedding);
+    }
+    if let Some(name) = family.task_type {
+        table(&mut make, name, 3, embedding);
+    }
+    if let Some(name) = family.relative_bias {
+        table(&mut make, name, 32, HEADS);
+    }
+    make.norm(&at(family.embedding_norm), embedding);
+    if let Some(name) = family.project {
+        make.linear(&at(name), HIDDEN, embedding);
+    }
+    for layer in 0..LAYERS {
+        let at = |name: &str| format!("{prefix}{}{layer}.{name}", family.layer);
+        for name in [family.query, family.key, family.value, family.attention_output] {
+            make.linear(&at(name), HIDDEN, HIDDEN);
+        }
+        make.linear(&at(family.up), FFN, HIDDEN);
+        make.linear(&at(family.down), HIDDEN, FFN);
+        make.norm(&at(family.attention_norm), HIDDEN);
+        make.norm(&at(family.ffn_norm), HIDDEN);
+    }
+    match task {
+        Task::SequenceClassification => {
+            let (dense, out) = match family.classify {
+                Pooling::Pooler => (at(family.pooler.unwrap_or_default()), "classifier"),
+                Pooling::Dense { dense, out, .. } => (dense.to_string(), out),
+            };
+            make.linear(&dense, HIDDEN, HIDDEN);
+            make.linear(out, CLASSES, HIDDEN);
+        }
+        Task::TokenClassification => make.linear("classifier", CLASSES, HIDDEN),
+        Task::QuestionAnswering => make.linear("qa_outputs", 2, HIDDEN),
+        Task::MaskedLm => {
+            let names = &family.masked_lm;
+            make.linear(names.dense, embedding, HIDDEN);
+            make.norm(names.norm, embedding);
+            make.add(names.bias[0].to_string(), &[VOCAB], 0.0, 0.3);
+        }
+        Task::Bare => {
+            family.pooler.into_iter().for_each(|name| make.linear(&at(name), HIDDEN, HIDDEN));
+        }
+        Task::Embedding => {}
+    }
+    let pooling = (task == Task::Embedding).then_some("mean_tokens");
+    Parts { config, tensors: make.tensors, pooling }
+}
+
+impl Parts {
+    /// Loads it, from a folder that is gone afterwards (the mapping keeps the file).
+    pub fn open(&self) -> Model {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        self.write(dir.path());
+        Model::open(dir.path()).expect("a tiny checkpoint opens")
+    }
+
+    pub fn write(&self, dir: &Path) {
+        let file = |name: &str, value: &Value| {
+            std::fs::write(dir.join(name), value.to_string()).expect("a side file");
+        };
+        write_file(&dir.join("model.safetensors"), &self.tensors, &|| false).expect("the weights");
+        file("config.json", &self.config);
+        if let Some(mode) = self.pooling {
+            let module = |kind, path| json!({"type": format!("sentence_transformers.models.{kind}"), "path": path});
+            let modules = [
+                module("Transformer", ""),
+                module("Pooling", "1_Pooling"),
+                module("Normalize", "2_Normalize"),
+            ];
+            file("modules.json", &json!(modules));
+            std::fs::create_dir(dir.join("1_Pooling")).expect("a sub-folder");
+            file("1_Pooling/config.json", &json!({"pooling_mode": mode}));
+        }
+    }
+
+    /// Every tensor rounded to `dtype`.
+    pub fn stored_as(mut self, dtype: Dtype) -> Parts {
+        for t in &mut self.tensors {
+            let values = t.to_f32().expect("floats").into_owned();
+            *t = Tensor::from_f32(t.name.clone(), &t.shape, &values, dtype);
+        }
+        self
+    }
+
+    pub fn tensor(&mut self, name: &str) -> &mut Tensor {
+        self.tensors.iter_mut().find(|t| t.name == name).expect("a tensor of this name")
+    }
+}
+
+/// As the pipeline writes it, and opened again.
+pub fn reopen(model: &Model) -> Model {
+    let pooling = match model.head {
+        Head::Embedding { pool: PoolMode::Cls, .. } => Some("cls"),
+        Head::Embedding { pool: PoolMode::Mean, .. } => Some("mean"),
+        Head::Embedding { pool: PoolMode::Max, .. } => Some("max"),
+        _ => None,
+    };
+    Parts { config: model.config_json(&json!("tests")), tensors: model.tensors(), pooling }.open()
+}
+
+/// What the model says of a batch: the head's values, then the pooler's if there is one.
+pub fn answers(model: &Model, batch: &Batch, masks: Option<&Masks>) -> Vec<f32> {
+    let encoder = Encoder::new(model).expect("a model that runs");
+    let output = encoder.forward(batch, masks, &mut NoObserver).expect("ids inside the tables");
+    [output.values, output.pooled.unwrap_or_default()].concat()
+}
+
+/// Random texts of these lengths, with both token types.
+pub fn batch(seed: u64, lengths: &[usize]) -> Batch {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut batch = Batch::default();
+    for (row, &len) in lengths.iter().enumerate() {
+        let ids: Vec<u32> = (0..len).map(|_| rng.next_u32() % VOCAB as u32).collect();
+        let types: Vec<u32> = (0..len).map(|i| (i > len / 2) as u32).collect();
+        batch.push(&ids, &types, row);
+    }
+    batch
+}
+
+/// `batches` batches of random texts without labels, numbered through.
+pub fn calibration(seed: u64, batches: usize) -> Calibration {
+    let lengths = [1, 3, 5, 9, 7, 4, 12, 2];
+    let mut batches: Vec<Batch> =
+        (0..batches).map(|i| batch(seed * 1000 + i as u64, &lengths)).collect();
+    for (i, batch) in batches.iter_mut().enumerate() {
+        batch.rows.iter_mut().for_each(|row| *row += i * lengths.len());
+    }
+    Calibration {
+        texts: batches.iter().map(Batch::texts).sum(),
+        tokens: batches.iter().map(Batch::tokens).sum(),
+        batches,
+        held_out: Vec::new(),
+        targets: None,
+        source: "random tokens".into(),
+    }
+}
+
+/// Name, shape and bytes of a tensor.
+pub type Stored = (String, Vec<usize>, Vec<u8>);
+
+/// Every tensor the model is stored as, by name.
+pub fn stored(model: &Model) -> Vec<Stored> {
+    let mut tensors: Vec<_> = model
+        .tensors()
+        .into_iter()
+        .map(|t| (t.name.clone(), t.shape.clone(), t.bytes().to_vec()))
+        .collect();
+    tensors.sort();
+    tensors
+}
+
+/// Largest difference, relative to the largest number expected.
+pub fn distance(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let most = |x: f64, y: f64| if y.is_nan() { y } else { x.max(y) };
+    let difference = found.iter().zip(expected).map(|(a, b)| (a - b).abs() as f64).fold(0.0, most);
+    difference / expected.iter().map(|x| x.abs() as f64).fold(f64::MIN_POSITIVE, most)
+}
+
+/// Moments of `tokens` random inputs that depend on each other, `[tokens, width]`, with strong and weak
+/// channels; and the inputs.
+pub fn correlated(seed: u64, tokens: usize, width: usize) -> (Moments, Vec<f32>) {
+    let mut normal = Normal::new(seed);
+    let mut x = vec![0.0; tokens * width];
+    for row in x.chunks_exact_mut(width) {
+        let mut last = 0.0;
+        for (c, x) in row.iter_mut().enumerate() {
+            last = 0.8 * last + normal.draw() * (1.0 + (c % 5) as f32);
+            *x = last;
+        }
+    }
+    let mut moments = Moments::new(width, 0);
+    moments.add(&x, &[]);
+    (moments, x)
+}
+
+/// `n` standard normal numbers, the same for the same seed.
+pub fn gaussian(n: usize, seed: u64) -> Vec<f32> {
+    let mut normal = Normal::new(seed);
+    (0..n).map(|_| normal.draw()).collect()
+}
+
+/// Standard normal numbers.
+pub struct Normal(ChaCha8Rng);
+
+impl Normal {
+    pub fn new(seed: u64) -> Normal {
+        Normal(ChaCha8Rng::seed_from_u64(seed))
+    }
+
+    pub fn draw(&mut self) -> f32 {
+        let mut uniform = || (self.0.next_u32() as f64 + 0.5) / 4294967296.0;
+        ((-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32
+    }
+}
+
+struct Maker {
+    tensors: Vec<Tensor>,
+    normal: Normal,
+}
+
+impl Maker {
+    fn add(&mut self, name: String, shape: &[usize], mean: f32, spread: f32) {
+        let n = shape.iter().product();
+        let values: Vec<f32> = (0..n).map(|_| mean + spread * self.normal.draw()).collect();
+        self.tensors.push(Tensor::from_f32(name, shape, &values, Dtype::F32));
+    }
+
+    fn linear(&mut self, name: &str, rows: usize, cols: usize) {
+        self.add(format!("{name}.weight"), &[rows, cols], 0.0, 0.3);
+        self.add(format!("{name}.bias"), &[rows], 0.0, 0.3);
+    }
+
+    fn norm(&mut self, name: &str, width: usize) {
+        self.add(format!("{name}.weight"), &[width], 1.0, 0.3);
+        self.add(format!("{name}.bias"), &[width], 0.0, 0.3);
+    }
+}

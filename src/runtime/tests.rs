@@ -1,0 +1,294 @@
+//! The masked, the cut and the re-read model are one; batches are their texts; observers see all.
+
+use super::*;
+use crate::checkpoint::Dtype;
+use crate::model::slice::Masks;
+use crate::model::testing::*;
+use crate::model::{FeedForward, Layer, Model, PoolMode, Task, family};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+/// What is left, by layer.
+struct Kept {
+    heads: Vec<Vec<usize>>,
+    units: Vec<Vec<usize>>,
+}
+
+/// About half of everything, and of layer `empty % 3` no heads, of the next no units.
+fn half(seed: u64) -> Kept {
+    let mut normal = Normal::new(seed);
+    let mut some = |n: usize| {
+        let some: Vec<usize> = (0..n).filter(|_| normal.draw() > 0.0).collect();
+        if some.is_empty() { vec![n - 1] } else { some }
+    };
+    let mut kept = Kept {
+        heads: (0..LAYERS).map(|_| some(HEADS)).collect(),
+        units: (0..LAYERS).map(|_| some(FFN)).collect(),
+    };
+    kept.heads[seed as usize % LAYERS].clear();
+    kept.units[(seed as usize + 1) % LAYERS].clear();
+    kept
+}
+
+fn masks(kept: &Kept) -> Masks {
+    let ones =
+        |keep: &Vec<usize>, n: usize| (0..n).map(|i| keep.contains(&i) as u8 as f32).collect();
+    Masks {
+        heads: kept.heads.iter().map(|k| ones(k, HEADS)).collect(),
+        units: kept.units.iter().map(|k| ones(k, FFN)).collect(),
+    }
+}
+
+fn cut(model: &Model, kept: &Kept) -> Model {
+    let layer = |(l, layer): (usize, &Layer)| {
+        let heads = layer.attention.as_ref().map(|a| a.select_heads(&kept.heads[l]));
+        let units = layer.ffn.as_ref().map(|f| f.select_units(&kept.units[l]));
+        Layer {
+            attention: heads.transpose().expect("dense"),
+            ffn: units.transpose().expect("dense"),
+        }
+    };
+    Model { layers: model.layers.iter().enumerate().map(layer).collect(), ..model.clone() }
+}
+
+/// CoFi notes, §9, T3.
+fn masked_is_cut_is_reread(family: &str, task: Task, dtype: Dtype, seed: u64) {
+    let what = format!("{family} {task:?} {dtype} {seed}");
+    let model = parts(family, task, seed).stored_as(dtype).open();
+    let kept = half(seed);
+    let batch = batch(seed, &[5, 1, 8]);
+    let masked = answers(&model, &batch, Some(&masks(&kept)));
+    let sliced = cut(&model, &kept);
+    sliced.validate().expect("parts that fit");
+    let found = answers(&sliced, &batch, None);
+    assert!(distance(&found, &masked) < 1e-5, "{what}: {}", distance(&found, &masked));
+    let again = reopen(&sliced);
+    assert_eq!(answers(&again, &batch, None), found, "{what}");
+    assert_eq!(stored(&again), stored(&sliced), "{what}");
+
+    // The control: one other unit, and one other head, and it is another model.
+    for heads in [true, false] {
+        let mut other = half(seed);
+        let lists = if heads { &mut other.heads } else { &mut other.units };
+        let list = lists.iter_mut().find(|l| !l.is_empty()).expect("half is left");
+        let most = if heads { HEADS } else { FFN };
+        let Some(free) = (0..most).find(|i| !list.contains(i)) else { continue };
+        list.remove(0);
+        list.push(free);
+        list.sort_unstable();
+        let wrong = distance(&answers(&cut(&model, &other), &batch, None), &masked);
+        assert!(wrong > 1e-4, "{what}: {wrong} with something else cut");
+    }
+}
+
+#[test]
+fn masked_sliced_and_reread_models_agree_for_every_family_and_head() {
+    for (i, (family, task)) in every().enumerate() {
+        masked_is_cut_is_reread(family, task, Dtype::F32, i as u64);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn masked_sliced_and_reread_models_agree_in_every_dtype(
+        family in 0..family::ALL.len(), task in prop::sample::select(&TASKS[..]),
+        dtype in prop::sample::select(&[Dtype::F32, Dtype::F16, Dtype::BF16][..]), seed in 100..10_000u64,
+    ) {
+        masked_is_cut_is_reread(family::ALL[family].model_type, task, dtype, seed);
+    }
+}
+
+#[test]
+fn all_heads_and_units_gone_still_adds_biases_and_normalises() {
+    for family in family::ALL {
+        let model = tiny(family.model_type, Task::Bare, 5);
+        let nothing = Kept { heads: vec![vec![]; LAYERS], units: vec![vec![]; LAYERS] };
+        let batch = batch(6, &[3, 4]);
+        let masked = answers(&model, &batch, Some(&masks(&nothing)));
+        let sliced = cut(&model, &nothing);
+        assert!(distance(&answers(&sliced, &batch, None), &masked) < 1e-5);
+        let layers = vec![Layer { attention: None, ffn: None }; LAYERS];
+        let gone = Model { layers, ..model.clone() };
+        assert!(distance(&answers(&gone, &batch, None), &masked) > 0.05, "CoFi notes, §5.4");
+    }
+}
+
+#[test]
+fn masks_of_one_change_no_bit() {
+    for (family, task) in every() {
+        let model = tiny(family, task, 14);
+        let batch = batch(15, &[4, 9]);
+        let ones = Masks::ones(&model);
+        assert_eq!(answers(&model, &batch, Some(&ones)), answers(&model, &batch, None));
+    }
+}
+
+/// Text `text` of `batch` alone.
+fn alone(batch: &Batch, text: usize) -> Batch {
+    let span = batch.starts[text]..batch.starts[text + 1];
+    let mut one = Batch::default();
+    one.push(&batch.ids[span.clone()], &batch.type_ids[span], batch.rows[text]);
+    one
+}
+
+#[test]
+fn a_batch_says_what_its_texts_say_alone() {
+    for (i, (family, task)) in every().enumerate() {
+        let mut parts = parts(family, task, 16);
+        if task == Task::Embedding {
+            parts.pooling = Some(["cls", "mean", "max"][i % 3]);
+        }
+        let model = parts.open();
+        let batch = batch(17, &[7, 1, 12, 3]);
+        let encoder = Encoder::new(&model).expect("a model that runs");
+        let answer = |b: &Batch| encoder.forward(b, None, &mut NoObserver).expect("ids in range");
+        let together = answer(&batch);
+        let single: Vec<Output> = (0..batch.texts()).map(|t| answer(&alone(&batch, t))).collect();
+        let values: Vec<f32> = single.iter().flat_map(|o| o.values.clone()).collect();
+        assert!(distance(&together.values, &values) < 1e-5, "{family} {task:?}");
+        let pooled: Vec<f32> =
+            single.iter().flat_map(|o| o.pooled.clone().unwrap_or_default()).collect();
+        let found = together.pooled.clone().unwrap_or_default();
+        assert!(distance(&found, &pooled) < 1e-5, "{family} {task:?}");
+        let rows = if together.per_token { batch.tokens() } else { batch.texts() };
+        assert_eq!(together.values.len(), rows * together.width);
+    }
+}
+
+#[test]
+fn the_order_of_texts_orders_the_answers() {
+    let model = tiny("mpnet", Task::SequenceClassification, 18);
+    let batch = batch(19, &[7, 2, 5]);
+    let mut turned = Batch::default();
+    for text in [2, 0, 1] {
+        let one = alone(&batch, text);
+        turned.push(&one.ids, &one.type_ids, one.rows[0]);
+    }
+    let (found, expected) = (answers(&model, &turned, None), answers(&model, &batch, None));
+    let width = expected.len() / 3;
+    let expected: Vec<f32> =
+        [2, 0, 1].iter().flat_map(|t| &expected[t * width..(t + 1) * width]).copied().collect();
+    assert!(distance(&found, &expected) < 1e-5);
+}
+
+#[derive(Default)]
+struct Log {
+    inputs: BTreeMap<(usize, Site), Vec<f32>>,
+    probs: BTreeMap<(usize, usize, usize), Vec<f32>>,
+    hidden: Vec<Vec<f32>>,
+}
+
+impl Observer for Log {
+    fn linear_input(&mut self, layer: usize, site: Site, x: &[f32]) {
+        assert!(self.inputs.insert((layer, site), x.to_vec()).is_none(), "{layer} {site:?} twice");
+    }
+
+    fn attention(&mut self, layer: usize, head: usize, text: usize, probs: &[f32]) {
+        let old = self.probs.insert((layer, head, text), probs.to_vec());
+        assert!(old.is_none(), "layer {layer}, head {head}, text {text} twice");
+    }
+
+    fn hidden(&mut self, index: usize, x: &[f32]) {
+        assert_eq!(index, self.hidden.len(), "hidden states come in order");
+        self.hidden.push(x.to_vec());
+    }
+}
+
+#[test]
+fn observers_see_every_site_once_with_its_shape() {
+    for (i, family) in family::ALL.iter().enumerate() {
+        let model = cut(&tiny(family.model_type, Task::Bare, 20), &half(21 + i as u64));
+        let batch = batch(22, &[6, 1, 3]);
+        let encoder = Encoder::new(&model).expect("a model that runs");
+        let mut log = Log::default();
+        let last = encoder.hidden(&batch, None, &mut log).expect("ids in range");
+        assert_eq!(log.hidden.len(), LAYERS + 1);
+        assert!(log.hidden.iter().all(|x| x.len() == batch.tokens() * HIDDEN));
+        assert_eq!(log.hidden[LAYERS], last);
+        assert_eq!(log.hidden[0], encoder.embed(&batch).expect("ids in range"));
+
+        let mut heads = 0;
+        for (l, layer) in model.layers.iter().enumerate() {
+            let left = layer.attention.as_ref().map_or(0, |a| a.heads.len());
+            let units = layer.ffn.as_ref().map_or(0, FeedForward::units);
+            let widths = [
+                (Site::QueryKeyValue, HIDDEN),
+                (Site::AttentionOutput, left * HIDDEN / HEADS),
+                (Site::Up, HIDDEN),
+                (Site::Down, units),
+            ];
+            for (site, width) in widths {
+                assert_eq!(log.inputs[&(l, site)].len(), batch.tokens() * width, "{l} {site:?}");
+            }
+            assert_eq!(log.inputs[&(l, Site::QueryKeyValue)], log.hidden[l]);
+            for (head, text) in (0..left).flat_map(|h| (0..batch.texts()).map(move |t| (h, t))) {
+                let len = batch.starts[text + 1] - batch.starts[text];
+                let probs = &log.probs[&(l, head, text)];
+                assert_eq!(probs.len(), len * len);
+                for row in probs.chunks_exact(len) {
+                    assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+                }
+            }
+            heads += left * batch.texts();
+        }
+        assert_eq!((log.inputs.len(), log.probs.len()), (4 * LAYERS, heads));
+    }
+}
+
+#[test]
+fn observed_inputs_are_what_the_linear_layers_get() {
+    let model = tiny("roberta", Task::Bare, 23);
+    let batch = batch(24, &[5, 2]);
+    let encoder = Encoder::new(&model).expect("a model that runs");
+    // Masks show in what the second matrix of a block sees.
+    let mut masks = Masks::ones(&model);
+    masks.units[1][3] = 0.0;
+    masks.heads[2][1] = 0.0;
+    let mut log = Log::default();
+    encoder.hidden(&batch, Some(&masks), &mut log).expect("ids in range");
+    let column = |layer, site, width: usize, c: usize| -> Vec<f32> {
+        log.inputs[&(layer, site)].chunks_exact(width).map(|row| row[c]).collect()
+    };
+    assert!(column(1, Site::Down, FFN, 3).iter().all(|&x| x == 0.0));
+    assert!(column(1, Site::Down, FFN, 4).iter().any(|&x| x != 0.0));
+    let dim = HIDDEN / HEADS;
+    assert!(column(2, Site::AttentionOutput, HIDDEN, dim).iter().all(|&x| x == 0.0));
+    assert!(column(2, Site::AttentionOutput, HIDDEN, 2 * dim).iter().any(|&x| x != 0.0));
+    // Down of layer 0 and its residual make hidden state 1.
+    let ffn = encoder.layers[0].ffn.as_ref().expect("a block");
+    let found = ffn.finish(&log.inputs[&(0, Site::Down)], &log.inputs[&(0, Site::Up)]);
+    assert_eq!(found, log.hidden[1]);
+}
+
+#[test]
+fn what_lies_outside_the_tables_is_refused_by_name() {
+    let model = tiny("bert", Task::Bare, 25);
+    let encoder = Encoder::new(&model).expect("a model that runs");
+    let error = |ids: &[u32], types: &[u32]| {
+        let mut batch = Batch::default();
+        batch.push(ids, types, 0);
+        encoder.forward(&batch, None, &mut NoObserver).expect_err("out of range").to_string()
+    };
+    insta::assert_snapshot!(error(&[30], &[0]), @"a text has token id 30, but the model has 30 (numbered from 0); use the tokenizer that belongs to the checkpoint");
+    insta::assert_snapshot!(error(&[3], &[2]), @"a text has token type 2, but the model has 2 (numbered from 0); use the tokenizer that belongs to the checkpoint");
+    insta::assert_snapshot!(error(&[3; 21], &[0; 21]), @"a text has a token at position row 20, but the model has 20 (numbered from 0); cut the texts with --max-length");
+}
+
+#[test]
+fn normalized_embeddings_have_length_one() {
+    for pooling in ["cls", "mean", "max"] {
+        let mut parts = parts("bert", Task::Embedding, 26);
+        parts.pooling = Some(pooling);
+        let model = parts.open();
+        assert!(matches!(
+            (&model.head, pooling),
+            (crate::model::Head::Embedding { pool: PoolMode::Cls, .. }, "cls")
+                | (crate::model::Head::Embedding { pool: PoolMode::Mean, .. }, "mean")
+                | (crate::model::Head::Embedding { pool: PoolMode::Max, .. }, "max")
+        ));
+        for row in answers(&model, &batch(27, &[4, 6]), None).chunks_exact(HIDDEN) {
+            assert!((row.iter().map(|x| x * x).sum::<f32>() - 1.0).abs() < 1e-5);
+        }
+    }
+}

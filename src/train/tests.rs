@@ -1,0 +1,335 @@
+//! Gradients against differences, and sums that do not depend on threads.
+
+use super::backward;
+use super::fisher::{MaskGradients, mask_gradients};
+use super::moments::Moments;
+use super::sweep;
+use crate::Error;
+use crate::data::Targets;
+use crate::model::slice::Masks;
+use crate::model::testing::*;
+use crate::model::{Model, Task, family};
+use crate::runtime::{Batch, Encoder, NoObserver, Observer};
+
+/// A model whose layers have lost different heads and units.
+fn uneven(family: &str, task: Task, seed: u64) -> Model {
+    let mut model = tiny(family, task, seed);
+    let attention = model.layers[1].attention.as_ref().expect("attention");
+    model.layers[1].attention = Some(attention.select_heads(&[0, 2, 3]).expect("dense"));
+    let ffn = model.layers[2].ffn.as_ref().expect("a block");
+    model.layers[2].ffn = Some(ffn.select_units(&[1, 2, 3, 5, 8, 13]).expect("dense"));
+    model
+}
+
+/// Central differences of `loss` by every mask: by layer, heads and units.
+fn differences(model: &Model, loss: impl Fn(&Masks) -> f64) -> MaskGradients {
+    const H: f32 = 0.01;
+    let ones = Masks::ones(model);
+    let along = |pick: &dyn Fn(&mut Masks) -> &mut f32| {
+        let at = |step: f32| {
+            let mut masks = ones.clone();
+            *pick(&mut masks) += step;
+            loss(&masks)
+        };
+        ((at(H) - at(-H)) / (2.0 * H as f64)) as f32
+    };
+    let layers = 0..ones.heads.len();
+    let heads =
+        |l: usize| (0..ones.heads[l].len()).map(|i| along(&|m| &mut m.heads[l][i])).collect();
+    let units =
+        |l: usize| (0..ones.units[l].len()).map(|i| along(&|m| &mut m.units[l][i])).collect();
+    MaskGradients { heads: layers.clone().map(heads).collect(), units: layers.map(units).collect() }
+}
+
+/// 1 % on what is large; what is small may be off by as much as that.
+fn assert_close(found: &MaskGradients, expected: &MaskGradients, what: &str) {
+    for (found, expected) in [(&found.heads, &expected.heads), (&found.units, &expected.units)] {
+        assert_eq!(found.len(), expected.len());
+        let largest = expected.iter().flatten().fold(0.0f32, |a, x| a.max(x.abs()));
+        assert!(largest > 1e-3, "{what}: nothing to compare");
+        for (l, (found, expected)) in found.iter().zip(expected).enumerate() {
+            assert_eq!(found.len(), expected.len(), "{what}, layer {l}");
+            for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+                let allowed = 0.01 * e.abs().max(0.1 * largest);
+                assert!(
+                    (f - e).abs() < allowed,
+                    "{what}, layer {l}, mask {i}: {f}, by differences {e}"
+                );
+            }
+        }
+    }
+}
+
+/// Row `text` of gradients by text.
+fn of_text(gradients: &MaskGradients, text: usize, texts: usize) -> MaskGradients {
+    let row = |all: &Vec<f32>| {
+        let width = all.len() / texts;
+        all[text * width..(text + 1) * width].to_vec()
+    };
+    MaskGradients {
+        heads: gradients.heads.iter().map(row).collect(),
+        units: gradients.units.iter().map(row).collect(),
+    }
+}
+
+fn cross_entropy(logits: &[f32], class: usize) -> f64 {
+    let exp = |x: &f32| (*x as f64).exp();
+    logits.iter().map(exp).sum::<f64>().ln() - logits[class] as f64
+}
+
+#[test]
+fn mask_gradients_of_the_cross_entropy_are_its_differences() {
+    for family in family::ALL {
+        // With this seed no step crosses the bend of DistilBERT's ReLU.
+        let model = uneven(family.model_type, Task::SequenceClassification, 131);
+        let encoder = Encoder::new(&model).expect("a model that runs");
+        let mut batch = batch(32, &[4, 1, 7]);
+        batch.rows = vec![5, 0, 3];
+        let classes = vec![2u32, 9, 9, 1, 9, 0];
+        let targets = Targets::Classes(classes.clone());
+        let gradients = mask_gradients(&encoder, &batch, Some(&targets), 0).expect("runs");
+        for text in 0..batch.texts() {
+            let class = classes[batch.rows[text]] as usize;
+            let loss = |masks: &Masks| {
+                let output = encoder.forward(&batch, Some(masks), &mut NoObserver).expect("runs");
+                cross_entropy(&output.values[text * 3..(text + 1) * 3], class)
+            };
+            let what = format!("{}, text {text}", family.model_type);
+            assert_close(&of_text(&gradients, text, 3), &differences(&model, loss), &what);
+        }
+    }
+}
+
+#[test]
+fn mask_gradients_of_a_regression_are_its_differences() {
+    let mut parts = parts("mpnet", Task::SequenceClassification, 33);
+    parts.config["id2label"] = serde_json::json!({"0": "score"});
+    for name in ["classifier.out_proj.weight", "classifier.out_proj.bias"] {
+        let t = parts.tensor(name);
+        let row = t.to_f32().expect("floats")[..t.numel() / 3].to_vec();
+        t.shape[0] = 1;
+        *t = crate::checkpoint::Tensor::from_f32(name, &t.shape.clone(), &row, t.dtype);
+    }
+    let model = parts.open();
+    assert!(model.config.regression);
+    let encoder = Encoder::new(&model).expect("a model that runs");
+    let batch = batch(34, &[6]);
+    let targets = Targets::Scores(vec![2.5]);
+    let gradients = mask_gradients(&encoder, &batch, Some(&targets), 0).expect("runs");
+    let loss = |masks: &Masks| {
+        let output = encoder.forward(&batch, Some(masks), &mut NoObserver).expect("runs");
+        (output.values[0] as f64 - 2.5).powi(2) / 2.0
+    };
+    assert_close(&gradients, &differences(&model, loss), "half the squared error");
+}
+
+#[derive(Default)]
+struct States(Vec<Vec<f32>>);
+
+impl Observer for States {
+    fn hidden(&mut self, _: usize, x: &[f32]) {
+        self.0.push(x.to_vec());
+    }
+}
+
+/// Back through all layers from `direction` on the last hidden state: masks, and hidden state 0.
+fn back(encoder: &Encoder, batch: &Batch, direction: &[f32]) -> (MaskGradients, Vec<f32>) {
+    let mut states = States::default();
+    encoder.hidden(batch, None, &mut states).expect("ids in range");
+    let mut gradients = MaskGradients::default();
+    let mut grad = direction.to_vec();
+    for (layer, x) in encoder.layers.iter().zip(&states.0).rev() {
+        let step = backward::layer(encoder, layer, x, batch, grad);
+        grad = step.input;
+        gradients.heads.insert(0, step.heads);
+        gradients.units.insert(0, step.units);
+    }
+    (gradients, grad)
+}
+
+fn dot(x: &[f32], y: &[f32]) -> f64 {
+    x.iter().zip(y).map(|(x, y)| *x as f64 * *y as f64).sum()
+}
+
+#[test]
+fn a_projection_of_the_states_goes_back_to_masks_and_inputs() {
+    for family in family::ALL {
+        let mut model = uneven(family.model_type, Task::Bare, 35);
+        model.layers[0].ffn = None;
+        let encoder = Encoder::new(&model).expect("a model that runs");
+        let batch = batch(36, &[6]);
+        let direction = gaussian(6 * HIDDEN, 37);
+        let (gradients, input) = back(&encoder, &batch, &direction);
+        let loss = |masks: &Masks| {
+            let last = encoder.hidden(&batch, Some(masks), &mut NoObserver).expect("runs");
+            dot(&last, &direction)
+        };
+        assert_close(&gradients, &differences(&model, loss), family.model_type);
+
+        // With respect to hidden state 0, along a random direction.
+        let start = encoder.embed(&batch).expect("ids in range");
+        let along = gaussian(start.len(), 38);
+        let at = |step: f32| {
+            let mut x: Vec<f32> = start.iter().zip(&along).map(|(x, d)| x + step * d).collect();
+            for (l, layer) in encoder.layers.iter().enumerate() {
+                x = encoder.layer(l, layer, x, &batch, None, &mut NoObserver);
+            }
+            dot(&x, &direction)
+        };
+        let expected = (at(1e-3) - at(-1e-3)) / 2e-3;
+        let found = dot(&input, &along);
+        let scale = input.iter().map(|g| g.abs() as f64).sum::<f64>() / (input.len() as f64).sqrt();
+        assert!((found - expected).abs() < 0.01 * scale, "{found}, by differences {expected}");
+    }
+}
+
+#[test]
+fn the_randomness_of_a_text_is_its_own() {
+    for (family, task) in every() {
+        let model = tiny(family, task, 39);
+        let encoder = Encoder::new(&model).expect("a model that runs");
+        let batch = batch(40, &[3, 8, 2]);
+        let together = mask_gradients(&encoder, &batch, None, 41).expect("runs");
+        for text in 0..3 {
+            let span = batch.starts[text]..batch.starts[text + 1];
+            let mut one = Batch::default();
+            one.push(&batch.ids[span.clone()], &batch.type_ids[span], batch.rows[text]);
+            let alone = mask_gradients(&encoder, &one, None, 41).expect("runs");
+            let expected = of_text(&together, text, 3);
+            for (a, b) in [(&alone.heads, &expected.heads), (&alone.units, &expected.units)] {
+                assert!(distance(&a.concat(), &b.concat()) < 1e-4, "{family} {task:?} {text}");
+            }
+        }
+        let other = mask_gradients(&encoder, &batch, None, 42).expect("runs");
+        // A drawn class may come out the same; a random projection does not.
+        if task != Task::SequenceClassification {
+            assert!(distance(&other.units.concat(), &together.units.concat()) > 0.01);
+        }
+    }
+}
+
+/// The mean over drawn labels is the expectation over the model's own predictions.
+#[test]
+fn drawn_labels_follow_the_predictions() {
+    let model = tiny("bert", Task::SequenceClassification, 43);
+    let encoder = Encoder::new(&model).expect("a model that runs");
+    let batch = batch(44, &[5]);
+    let logits = encoder.forward(&batch, None, &mut NoObserver).expect("runs").values;
+    let probability = |class: usize| (-cross_entropy(&logits, class)).exp();
+    let by_class: Vec<Vec<f32>> = (0..3)
+        .map(|c| {
+            let targets = Targets::Classes(vec![c]);
+            mask_gradients(&encoder, &batch, Some(&targets), 0).expect("runs").units.concat()
+        })
+        .collect();
+    let mut drawn = [0usize; 3];
+    for seed in 0..600 {
+        let found = mask_gradients(&encoder, &batch, None, seed).expect("runs").units.concat();
+        let class = by_class.iter().position(|g| *g == found).expect("one of the classes");
+        drawn[class] += 1;
+    }
+    for (class, &n) in drawn.iter().enumerate() {
+        let p = probability(class);
+        let deviation = (600.0 * p * (1.0 - p)).sqrt();
+        assert!((n as f64 - 600.0 * p).abs() < 4.0 * deviation + 1.0, "{drawn:?}, {class}: {p}");
+    }
+}
+
+fn with_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool").install(work)
+}
+
+#[test]
+fn moments_do_not_depend_on_threads() {
+    let (tokens, inputs, outputs) = (37, 150, 70);
+    let (x, r) = (gaussian(tokens * inputs, 45), gaussian(tokens * outputs, 46));
+    let sums = |threads| {
+        with_threads(threads, || {
+            let mut moments = Moments::new(inputs, outputs);
+            moments.add(&x[..20 * inputs], &r[..20 * outputs]);
+            moments.add(&x[20 * inputs..], &r[20 * outputs..]);
+            moments
+        })
+    };
+    let (one, three) = (sums(1), sums(3));
+    assert_eq!((&one.xx, &one.xr, &one.x, &one.r), (&three.xx, &three.xr, &three.x, &three.r));
+    assert_eq!(
+        with_threads(1, || one.least_squares(0.1)),
+        with_threads(3, || three.least_squares(0.1))
+    );
+    // And they are the sums.
+    for (i, j) in [(0, 0), (63, 64), (149, 2)] {
+        let expected: f64 =
+            (0..tokens).map(|t| (x[t * inputs + i] * x[t * inputs + j]) as f64).sum();
+        assert!((one.xx[i * inputs + j] as f64 - expected).abs() < 1e-3);
+    }
+    for (i, o) in [(0, 0), (64, 69), (149, 1)] {
+        let expected: f64 =
+            (0..tokens).map(|t| (x[t * inputs + i] * r[t * outputs + o]) as f64).sum();
+        assert!((one.xr[i * outputs + o] as f64 - expected).abs() < 1e-3);
+    }
+    assert_eq!(one.tokens, tokens);
+}
+
+#[test]
+fn damping_adds_a_share_of_the_mean_to_the_diagonal() {
+    let mut moments = Moments::new(3, 0);
+    // The last input is never live.
+    moments.add(&[1.0, 2.0, 0.0, 3.0, -2.0, 0.0], &[]);
+    // E[xxᵀ] = [5 −2; −2 4], mean of the diagonal 3, a tenth of it 0.3.
+    let expected = [5.3, -2.0, 0.0, -2.0, 4.3, 0.0, 0.0, 0.0, 0.3];
+    assert!(distance(&moments.damped(0.1), &expected) < 1e-6);
+    assert!(Moments::new(2, 0).damped(0.1).iter().step_by(3).all(|&d| d > 0.0));
+    assert_eq!(Moments::new(0, 0).damped(0.1), [0.0; 0]);
+}
+
+#[test]
+fn least_squares_without_variation_is_none() {
+    let mut moments = Moments::new(2, 1);
+    assert!(moments.least_squares(0.1).is_none());
+    moments.add(&[1.0, 2.0, 1.0, 2.0, 1.0, 2.0], &[1.0, 2.0, 3.0]);
+    assert!(moments.least_squares(0.1).is_none());
+    assert!(Moments::new(0, 3).least_squares(0.1).is_none());
+}
+
+/// The penalty is on the change: residual plus penalty never exceed what no change leaves.
+#[test]
+fn least_squares_never_makes_the_fit_worse() {
+    let (tokens, inputs, outputs) = (40, 6, 3);
+    let x = gaussian(tokens * inputs, 47);
+    let noise = gaussian(tokens * outputs, 48);
+    let r: Vec<f32> = (0..tokens * outputs).map(|i| noise[i] + x[i / outputs * inputs]).collect();
+    let mut moments = Moments::new(inputs, outputs);
+    moments.add(&x, &r);
+    let mut last = r.iter().map(|&r| (r as f64).powi(2)).sum::<f64>();
+    for damp in [10.0, 1.0, 0.1, 1e-6] {
+        let (weight, bias) = moments.least_squares(damp).expect("inputs vary");
+        let left: f64 = (0..tokens * outputs)
+            .map(|i| {
+                let (t, o) = (i / outputs, i % outputs);
+                let row = &x[t * inputs..(t + 1) * inputs];
+                let fit = dot(row, &weight[o * inputs..(o + 1) * inputs]) + bias[o] as f64;
+                (r[i] as f64 - fit).powi(2)
+            })
+            .sum();
+        assert!(left < last, "damp {damp}: {left} of {last}");
+        last = left;
+    }
+}
+
+#[test]
+fn a_sweep_consumes_in_order_and_stops_at_the_first_error() {
+    let run = |compute: &(dyn Fn(usize) -> crate::Result<usize> + Sync)| {
+        let mut seen = Vec::new();
+        let result = sweep(21, compute, |i, square| {
+            seen.push((i, square));
+            Ok(())
+        });
+        (seen, result)
+    };
+    let squares = |n: usize| (0..n).map(|i| (i, i * i)).collect::<Vec<_>>();
+    let (seen, result) = run(&|i| Ok(i * i));
+    assert!(seen == squares(21) && result.is_ok());
+    let (seen, result) = run(&|i| if i == 10 { Err(Error::Interrupted) } else { Ok(i * i) });
+    assert!(seen == squares(10) && matches!(result, Err(Error::Interrupted)));
+}

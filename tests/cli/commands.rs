@@ -1,0 +1,235 @@
+//! Commands besides the run itself, and the options they share.
+
+use crate::support::{Dir, stored, write_tensors};
+use crate::tiny::Tiny;
+use compress::checkpoint::Tensor;
+use serde_json::Value;
+
+fn inputs(dir: &Dir, ids: &[i64], mask: Option<&[i64]>, shape: &[usize]) {
+    let mut tensors = vec![Tensor::from_i64("input_ids", shape, ids)];
+    tensors.extend(mask.map(|mask| Tensor::from_i64("attention_mask", shape, mask)));
+    write_tensors(&dir.path("in.safetensors"), &tensors);
+}
+
+const FORWARD: &[&str] =
+    &["forward", "model", "--inputs", "in.safetensors", "-o", "out.safetensors"];
+
+#[test]
+fn json_of_every_command_parses() {
+    let dir = Dir::with_tiny();
+    inputs(&dir, &[2, 20, 3], None, &[1, 3]);
+    let run = ["--passes", "prune,binarize", "--eval", "data.tsv", "model", "-o", "out"];
+    let commands: &[(&[&str], &str)] = &[
+        (&run, "/report/after/cost/total/params"),
+        (&["inspect", "model"], "/cost/total/params"),
+        (&["inspect", "out"], "/layers/1/forms/0"),
+        (&["eval", "model", "--data", "data.tsv"], "/metrics/0/value"),
+        (&["eval", "out", "--data", "data.tsv", "--teacher", "model"], "/fidelity/0/value"),
+        (&["passes"], "/0/options"),
+        (&["passes", "prune"], "/options/sparsity"),
+        (FORWARD, "/logits/1"),
+        (&["verify", "out"], "/tensors"),
+    ];
+    for (args, key) in commands {
+        let json = dir.json(args);
+        assert!(json.pointer(key).is_some_and(|v| !v.is_null()), "{args:?}: no {key} in {json:#}");
+    }
+    let report = |name: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(dir.path("out").join(name)).unwrap()).unwrap()
+    };
+    assert_eq!(report("report.json")["recipe"][1]["pass"], "binarize");
+    assert!(report("measured.json")["wall_seconds"].as_f64().is_some());
+}
+
+#[test]
+fn options_by_line_set_and_file_are_the_same() {
+    let dir = Dir::with_tiny();
+    dir.write("r.toml", "version = 1\n[[step]]\npass = \"prune\"\nsparsity = 0.5\n");
+    let rest = ["--calib", "none", "model", "-o"];
+    let recipes: [&[&str]; 4] = [
+        &["--passes", "prune(sparsity=0.5)"],
+        &["--passes", "prune(sparsity=0.1)", "--set", "prune.sparsity=0.5"],
+        &["--recipe", "r.toml"],
+        &["--recipe", "r.toml", "--set", "prune.sparsity=0.9", "--set", "prune.sparsity=0.5"],
+    ];
+    let outputs = recipes.iter().enumerate().map(|(i, recipe)| {
+        let out = format!("out{i}");
+        dir.ok(&[recipe, &rest[..], &[out.as_str()]].concat());
+        (dir.tree(&out)["/model.safetensors"].clone(), dir.tree(&out)["/recipe.toml"].clone())
+    });
+    let outputs: Vec<_> = outputs.collect();
+    assert!(outputs.iter().all(|o| *o == outputs[0]), "{outputs:?}");
+}
+
+#[test]
+fn eval_against_itself_agrees() {
+    let dir = Dir::with_tiny();
+    let eval =
+        |options: &[&str]| dir.json(&[&["eval", "model", "--data", "data.tsv"], options].concat());
+    let result = eval(&["--teacher", "model"]);
+    let value = |name: &str| {
+        let of =
+            |list: &Value| list.as_array().unwrap().iter().find(|m| m["name"] == name).cloned();
+        of(&result["fidelity"]).or(of(&result["metrics"])).unwrap()["value"].as_f64().unwrap()
+    };
+    assert_eq!((value("agreement"), value("mean_kl_nats"), value("relative_l2")), (1.0, 0.0, 0.0));
+    assert!((0.0..=1.0).contains(&value("accuracy")));
+    assert_eq!(result["examples"], 8);
+    assert_eq!(eval(&["--threads", "1"])["metrics"], eval(&["--threads", "2"])["metrics"]);
+
+    dir.write("texts.txt", "a good film\n\nnot bad\n");
+    let unlabelled = dir.json(&["eval", "model", "--data", "texts.txt", "--teacher", "model"]);
+    assert_eq!(
+        (&unlabelled["examples"], &unlabelled["metrics"]),
+        (&2.into(), &serde_json::json!([]))
+    );
+}
+
+#[test]
+fn a_teacher_for_another_task_is_refused() {
+    let dir = Dir::with_tiny();
+    Tiny::masked_lm().save(&dir.path("mlm"));
+    let mut text =
+        dir.fails(4, &["eval", "model", "--data", "data.tsv", "--teacher", "mlm"]) + "\n";
+    text += &dir.fails(4, &["eval", "mlm", "--data", "data.tsv"]);
+    text += "\n";
+    text += &dir.fails(6, &["eval", "model", "--data", "data.tsv", "--teacher", "nosuch"]);
+    insta::assert_snapshot!(text, @r"
+    the teacher is for masked LM with 2 classes and 40 words, but the model is for sequence classification with 2 classes and 40 words; give the model that this one was made from
+    evaluation of a head for `masked LM` is not supported; this build knows: sequence classification and sentence embedding; any head can be compared with another model by --teacher
+    cannot read nosuch: No such file or directory (os error 2)
+    ");
+    dir.ok(&["eval", "mlm", "--data", "data.tsv", "--teacher", "mlm"]);
+}
+
+#[test]
+fn padding_changes_no_answer() {
+    let dir = Dir::with_tiny();
+    let logits = |ids: &[i64], mask: Option<&[i64]>, shape: &[usize]| {
+        inputs(&dir, ids, mask, shape);
+        dir.ok(&[FORWARD, &["--force"]].concat());
+        stored(&dir.path("out.safetensors"))["logits"].f32()
+    };
+    let alone = logits(&[2, 25, 3], None, &[1, 3]);
+    let padded =
+        logits(&[2, 25, 3, 0, 0, 2, 6, 7, 8, 3], Some(&[1, 1, 1, 0, 0, 1, 1, 1, 1, 1]), &[2, 5]);
+    // Not bit for bit: kernels sum in another order when a batch has more tokens.
+    let close = padded.iter().zip(&alone).all(|(p, a)| (p - a).abs() < 1e-6);
+    assert!(close, "{padded:?} begins with {alone:?}");
+    assert_ne!(padded[2..], alone);
+}
+
+/// RobertaConfig of Transformers: `pad_token_id=1`, `layer_norm_eps=1e-12`.
+#[test]
+fn a_roberta_that_states_no_padding_id_and_epsilon_has_those_of_transformers() {
+    let dir = Dir::with_tiny();
+    inputs(&dir, &[2, 25, 3], None, &[1, 3]);
+    let logits = |tiny: &Tiny| {
+        tiny.save(&dir.path("model"));
+        dir.ok(&[FORWARD, &["--force"]].concat());
+        stored(&dir.path("out.safetensors"))["logits"].f32()
+    };
+    let stated = logits(&Tiny::roberta());
+    for key in ["pad_token_id", "layer_norm_eps"] {
+        let mut silent = Tiny::roberta();
+        silent.config.as_object_mut().unwrap().remove(key);
+        assert_eq!(logits(&silent), stated, "without {key}");
+    }
+}
+
+#[test]
+fn forward_stores_what_is_asked_and_replaces_only_with_force() {
+    let dir = Dir::with_tiny();
+    inputs(&dir, &[2, 25, 3], None, &[1, 3]);
+    let text = dir.ok(&[FORWARD, &["--hidden-states", "--attentions"]].concat());
+    insta::assert_snapshot!(text, @r"
+    logits [1, 2]
+    hidden_states.0 [1, 3, 16]
+    hidden_states.1 [1, 3, 16]
+    hidden_states.2 [1, 3, 16]
+    attentions.0 [1, 2, 3, 3]
+    attentions.1 [1, 2, 3, 3]
+    ");
+    let tensors = stored(&dir.path("out.safetensors"));
+    let sums = tensors["attentions.0"].f32();
+    assert!(sums.chunks(3).all(|row| (row.iter().sum::<f32>() - 1.0).abs() < 1e-6), "{sums:?}");
+    insta::assert_snapshot!(dir.fails(2, FORWARD), @"out.safetensors exists; give --force to replace it");
+    dir.ok(&[FORWARD, &["--force"]].concat());
+    assert_eq!(stored(&dir.path("out.safetensors")).len(), 1);
+}
+
+#[test]
+fn forward_refuses_inputs_that_make_no_sense() {
+    let dir = Dir::with_tiny();
+    let mut messages = String::new();
+    let mut refuse = |name: &str, code: i32| {
+        messages += &format!("{name} ({code})\n    {}\n", dir.fails(code, FORWARD));
+    };
+    refuse("no file", 6);
+    type Input<'a> = (&'a str, &'a [i64], Option<&'a [i64]>, &'a [usize]);
+    let cases: &[Input] = &[
+        ("a hole in the mask", &[2, 9, 3], Some(&[1, 0, 1]), &[1, 3]),
+        ("a row of padding", &[2, 3, 0, 0], Some(&[1, 1, 0, 0]), &[2, 2]),
+        ("a token the model lacks", &[2, 40, 3], None, &[1, 3]),
+        ("a negative token", &[2, -1, 3], None, &[1, 3]),
+        ("a token beyond 32 bits", &[2, 1 << 32, 3], None, &[1, 3]),
+        ("more tokens than positions", &[5; 33], None, &[1, 33]),
+        ("one dimension", &[2, 3], None, &[2]),
+        ("no rows", &[], None, &[0, 4]),
+        ("no tokens", &[], None, &[4, 0]),
+        ("rows without end", &[], None, &[1 << 60, 0]),
+    ];
+    for (name, ids, mask, shape) in cases {
+        inputs(&dir, ids, *mask, shape);
+        refuse(name, 4);
+    }
+    let ids = Tensor::from_i64("input_ids", &[1, 2], &[2, 3]);
+    let files = [
+        ("no input_ids", vec![ids.clone().renamed("ids")]),
+        (
+            "tokens in F32",
+            vec![Tensor::from_f32(
+                "input_ids",
+                &[1, 2],
+                &[2.0, 3.0],
+                compress::checkpoint::Dtype::F32,
+            )],
+        ),
+        (
+            "a mask of another shape",
+            vec![ids.clone(), Tensor::from_i64("attention_mask", &[2], &[1, 1])],
+        ),
+        (
+            "a token type the model lacks",
+            vec![ids, Tensor::from_i64("token_type_ids", &[1, 2], &[0, 2])],
+        ),
+    ];
+    for (name, tensors) in files {
+        write_tensors(&dir.path("in.safetensors"), &tensors);
+        refuse(name, 4);
+    }
+    dir.write("in.safetensors", "x");
+    refuse("no safetensors", 4);
+    insta::assert_snapshot!("forward", messages);
+}
+
+/// `compress inspect model | head -1` is no error.
+#[test]
+#[cfg(unix)]
+fn a_closed_pipe_is_no_error() {
+    let dir = Dir::with_tiny();
+    let mut child = dir.command(&["inspect", "model"]);
+    let mut child = child.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(crate::support::wait(&mut child), Some(0));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_stdout_is_an_error() {
+    let dir = Dir::with_tiny();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = dir.command(&["inspect", "model"]);
+    let mut child = command.stdout(full).stderr(std::process::Stdio::null()).spawn().unwrap();
+    assert_eq!(crate::support::wait(&mut child), Some(6));
+}

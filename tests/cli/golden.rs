@@ -1,0 +1,129 @@
+//! Against what Transformers computes for a checkpoint of each family (`../shared/golden`).
+
+use crate::support::{Dir, Stored, shared, stored};
+use std::collections::BTreeMap;
+
+/// Largest difference at live positions, relative to the largest value there. Sums of 48 to 120 products
+/// in f32 in another order differ by less than 1e-5; a wrong epsilon or activation by more than 1e-3.
+const TOLERANCE: f32 = 1e-4;
+
+const READ: &[&str] = &[
+    "bert-base",
+    "bert-classify",
+    "bert-mlm",
+    "bert-qa",
+    "bert-tokens",
+    "distilbert-classify",
+    "electra-classify",
+    "ernie-classify",
+    "mpnet-classify",
+    "roberta-classify",
+    "xlm-roberta-classify",
+];
+
+const REFUSED: &[&str] = &["albert", "deberta-v2", "mobilebert", "modernbert"];
+
+#[test]
+fn every_family_computes_what_transformers_computes() {
+    let Some(golden) = shared("golden") else { return };
+    let dir = Dir::new();
+    for case in READ {
+        let (model, inputs) = (golden.join(case), golden.join(case).join("golden.safetensors"));
+        let (model_arg, inputs_arg) = (model.to_str().unwrap(), inputs.to_str().unwrap());
+        let out = format!("{case}.safetensors");
+        dir.ok(&[
+            "forward",
+            model_arg,
+            "--inputs",
+            inputs_arg,
+            "-o",
+            &out,
+            "--hidden-states",
+            "--attentions",
+        ]);
+        let (expected, found) = (stored(&inputs), stored(&dir.path(&out)));
+        let mask = ints(&expected["attention_mask"]);
+        let names: Vec<&String> = expected.keys().filter(|n| !is_input(n)).collect();
+        assert!(names.len() >= 8, "{case}: the fixture has outputs, {names:?}");
+        for name in names {
+            let found = found
+                .get(name)
+                .unwrap_or_else(|| panic!("{case}: no {name} in {:?}", found.keys()));
+            let error = relative_error(&expected[name], found, &mask);
+            assert!(error < TOLERANCE, "{case}: {name} is off by {error}");
+        }
+    }
+}
+
+#[test]
+fn every_family_is_copied_byte_for_byte() {
+    let Some(golden) = shared("golden") else { return };
+    let dir = Dir::new();
+    for case in READ {
+        let model = golden.join(case);
+        // The golden values are no weights, and lie in the folder all the same.
+        let weights: BTreeMap<_, _> = stored(&model.join("model.safetensors"));
+        dir.ok(&["--passes", "", model.to_str().unwrap(), "-o", case]);
+        assert_eq!(stored(&dir.path(case)), weights, "{case}");
+        dir.ok(&["verify", case]);
+    }
+}
+
+#[test]
+fn every_family_is_pruned_and_packed() {
+    let Some(golden) = shared("golden") else { return };
+    let dir = Dir::new();
+    for case in READ {
+        let model = golden.join(case);
+        let passes = "prune(sparsity=0.5),binarize(planes=2,rank=2,embeddings=2,head=4)";
+        dir.ok(&["--passes", passes, model.to_str().unwrap(), "-o", case]);
+        dir.ok(&["verify", case]);
+    }
+}
+
+#[test]
+fn other_families_are_refused_by_name() {
+    let Some(golden) = shared("golden") else { return };
+    let dir = Dir::new();
+    for family in REFUSED {
+        let model = golden.join(format!("{family}-classify"));
+        let message = dir.fails(4, &["inspect", model.to_str().unwrap()]);
+        assert!(
+            message.starts_with(&format!("model family `{family}` is not supported")),
+            "{message}"
+        );
+    }
+}
+
+fn is_input(name: &str) -> bool {
+    ["input_ids", "attention_mask", "token_type_ids"].contains(&name)
+}
+
+fn ints(tensor: &Stored) -> Vec<i64> {
+    assert_eq!(tensor.dtype, "I64");
+    tensor.bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+/// What a model computes at padded positions is nobody's business.
+fn relative_error(expected: &Stored, found: &Stored, mask: &[i64]) -> f32 {
+    assert_eq!(found.shape, expected.shape);
+    let (rows, tokens) = (expected.shape[0], mask.len() / expected.shape[0]);
+    let live = |row: usize, token: usize| mask[row * tokens + token] != 0;
+    let per_row: usize = expected.shape[1..].iter().product();
+    let is_live = |i: usize| {
+        let (row, rest) = (i / per_row, i % per_row);
+        match expected.shape[1..] {
+            [_, q, k] => live(row, rest / k % q) && live(row, rest % k), // attention
+            [t, width] if t == tokens => live(row, rest / width),
+            [t] if t == tokens => live(row, rest),
+            _ => true,
+        }
+    };
+    let (e, f) = (expected.f32(), found.f32());
+    let live: Vec<usize> = (0..e.len()).filter(|&i| is_live(i)).collect();
+    assert!(live.len() >= rows, "the fixture has live positions");
+    let most = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0, f32::max);
+    let error = most(&mut live.iter().map(|&i| (e[i] - f[i]).abs()));
+    assert!(live.iter().all(|&i| f[i].is_finite()), "finite numbers");
+    error / most(&mut live.iter().map(|&i| e[i].abs()))
+}

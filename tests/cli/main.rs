@@ -1,0 +1,18 @@
+//! What a user types and sees: every test runs the binary in a fresh folder.
+//!
+//! Nothing here needs the network. Tests that compare with `../shared` (what the reference
+//! implementation computed) say `skipped` where it is missing; in CI that is a failure.
+
+#![allow(clippy::unwrap_used)] // a test that panics is a test that fails
+
+mod commands;
+mod determinism;
+mod golden;
+mod help;
+mod identity;
+mod malformed;
+mod output;
+mod reviews;
+mod stopped;
+mod support;
+mod tiny;
