@@ -46,7 +46,7 @@ pub struct Binarize {
 
 impl Default for Binarize {
     fn default() -> Self {
-        Binarize { planes: 2, rank: 0, group: 0, rounds: 3, damp: 0.01, embeddings: 0, head: 0 }
+        Binarize { planes: 3, rank: 0, group: 0, rounds: 3, damp: 0.01, embeddings: 0, head: 0 }
     }
 }
 

@@ -25,6 +25,13 @@ const TOLERANCE: f64 = 1e-3;
 
 pub fn main(args: &VerifyArgs) -> Result<()> {
     let path = args.output.join("report.json");
+    if args.output.is_dir() && !path.exists() {
+        return Err(Error::Mismatch {
+            found: format!("{} has no report.json", args.output.display()),
+            expected: "`verify` checks what `compress` wrote".into(),
+            advice: "give an output folder; `compress inspect` looks at any checkpoint",
+        });
+    }
     let report = read_json(&path)?;
     let malformed = |found: String, expected: &str, advice| Error::Malformed {
         path: path.clone(),
