@@ -10,7 +10,7 @@ check:
 test:
     cargo test
 
-# Accept changed snapshots
+# Accept changed snapshot files (inline ones: edit, or `cargo insta accept`)
 bless:
     INSTA_UPDATE=always cargo test
 

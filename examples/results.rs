@@ -1,6 +1,6 @@
 //! Makes the tables of docs/results.md: every recipe on one model, judged on one file.
 //!
-//! `cargo run --release --example results -- MODEL DEV_FILE TRAIN_FILE > table.md`
+//! `cargo run --release --example results -- MODEL DEV_FILE TRAIN_FILE [RECIPE] > table.md`
 //!
 //! It runs the `compress` binary of the same build, so that time and memory are those of a user.
 
@@ -25,6 +25,8 @@ const ROWS: &[(&str, &[&str])] = &[
     ("binarize(planes=3)", TEXT),
     ("binarize(planes=3,rank=16)", TEXT),
     ("binarize(planes=3,embeddings=4)", TEXT),
+    ("binarize(planes=3,rank=16,embeddings=4)", TEXT),
+    ("binarize(planes=4,embeddings=4)", TEXT),
     ("prune,binarize", ALL),
     ("prune,binarize(embeddings=4)", TEXT),
     ("prune(sparsity=0.5),binarize(embeddings=4)", TEXT),
@@ -32,16 +34,20 @@ const ROWS: &[(&str, &[&str])] = &[
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [model, dev, train] = &args[..] else {
-        eprintln!("usage: results MODEL DEV_FILE TRAIN_FILE");
-        std::process::exit(2);
+    let ([model, dev, train], only) = match &args[..] {
+        [model, dev, train] => ([model, dev, train], None),
+        [model, dev, train, only] => ([model, dev, train], Some(only)),
+        _ => {
+            eprintln!("usage: results MODEL DEV_FILE TRAIN_FILE [RECIPE]");
+            std::process::exit(2);
+        }
     };
     let input: u64 = weights(Path::new(model));
     println!(
         "| recipe | text | bytes | factor | accuracy | correct | agreement | seconds | peak memory, x input |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
-    for (passes, calibrations) in ROWS {
+    for (passes, calibrations) in ROWS.iter().filter(|(p, _)| only.is_none_or(|o| o == p)) {
         for calibration in *calibrations {
             let text = if *calibration == "train" { train.as_str() } else { calibration };
             let row = run(model, dev, passes, text);

@@ -77,9 +77,6 @@ pub enum Error {
     #[error("{found}; {advice}")]
     Usage { found: String, advice: String },
 
-    #[error("{found}, expected {expected}")]
-    Gate { found: String, expected: String },
-
     #[error("interrupted; nothing was written")]
     Interrupted,
 }
@@ -102,7 +99,6 @@ impl Error {
             | Error::Unsupported { .. }
             | Error::Config { .. }
             | Error::Mismatch { .. } => 4,
-            Error::Gate { .. } => 5,
             Error::Read { .. } | Error::Write { .. } => 6,
             Error::InPass { source, .. } => source.exit_code(),
             Error::Interrupted => 130,

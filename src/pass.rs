@@ -14,6 +14,12 @@ pub trait Pass: std::fmt::Debug {
     /// # Errors
     /// On an error `model` is half-rewritten; the pipeline drops it and writes nothing.
     fn run(&self, model: &mut Model, cx: &Context) -> Result<Vec<Change>>;
+
+    /// Refuses options outside their range, before anything is read.
+    ///
+    /// # Errors
+    /// [`crate::Error::Option`].
+    fn check(&self) -> Result<()>;
 }
 
 /// What a pass may use besides the model.

@@ -3,7 +3,7 @@
 use crate::checkpoint::OutputFolder;
 use crate::data::Calibration;
 use crate::eval::latency;
-use crate::eval::tasks::{Answers, Prepared, answer, fidelity, metrics};
+use crate::eval::tasks::{Prepared, answer, fidelity, metrics};
 use crate::model::Model;
 use crate::model::cost::Cost;
 use crate::pass::{Context, Progress};
@@ -21,6 +21,8 @@ use std::time::Instant;
 /// What a run does besides its recipe.
 pub struct Options<'a> {
     pub seed: u64,
+    /// What else the output depends on, as it would be written on the command line.
+    pub arguments: &'a str,
     pub calibration: Option<&'a Calibration>,
     /// Examples to judge the output by, and their name.
     pub eval: Option<(&'a Prepared, &'a str)>,
@@ -74,7 +76,9 @@ pub fn run(
     if root.join("modules.json").is_file() {
         files.push(folder.add_file("modules.json", &pretty(&flat_modules(&root)?))?);
     }
-    files.push(folder.add_file("recipe.toml", recipe.to_toml().as_bytes())?);
+    let arguments: String = options.arguments.chars().filter(|c| !c.is_control()).collect();
+    let recipe_toml = format!("# compress --recipe recipe.toml {arguments}\n{}", recipe.to_toml());
+    files.push(folder.add_file("recipe.toml", recipe_toml.as_bytes())?);
 
     let note = |c: &Calibration| CalibrationNote {
         source: c.source.clone(),
@@ -88,6 +92,7 @@ pub fn run(
         base_model: name(input),
         seed: options.seed,
         recipe: recipe_json,
+        arguments,
         calibration: options.calibration.map(note),
         before: Summary::of(teacher, weight_bytes(input)?),
         after: Summary::of(&model, written),
@@ -163,38 +168,43 @@ type Judged = (Option<Quality>, Option<[latency::Latency; 2]>);
 /// Runs both models on the examples, or else on the calibration text that was held out.
 fn judge(teacher: &Model, model: &Model, options: &Options) -> Result<Judged> {
     let (before, after) = (Encoder::new(teacher)?, Encoder::new(model)?);
+    let step = || options.progress.step();
+    options.progress.start("evaluating", 3);
     let quality = match (options.eval, options.calibration) {
         (Some((prepared, name)), _) => {
-            let [t, s] = both(&before, &after, &prepared.batches, prepared.rows, options)?;
-            let judged = |answers: &Answers| match &prepared.targets {
-                Some(_) => metrics(teacher, prepared, answers),
+            let judged = |encoder: &Encoder| match &prepared.targets {
+                Some(_) => {
+                    let answers = answer(encoder, &prepared.batches, prepared.rows)?;
+                    metrics(teacher, prepared, &answers)
+                }
                 None => Ok(Vec::new()),
             };
+            let found = judged(&before)?;
+            step()?;
+            let left = judged(&after)?;
+            step()?;
             Some(Quality {
                 data: name.to_string(),
                 examples: prepared.examples,
                 tokens: prepared.tokens,
                 columns: Some(prepared.columns.clone()),
-                before: judged(&t)?,
-                after: judged(&s)?,
-                fidelity: fidelity(teacher, &t, &s),
+                before: found,
+                after: left,
+                fidelity: fidelity(&before, &after, &prepared.batches)?,
             })
         }
-        (None, Some(text)) if !text.held_out.is_empty() => {
-            let rows = text.held_out.iter().flat_map(|b| &b.rows).max().map_or(0, |r| r + 1);
-            let [t, s] = both(&before, &after, &text.held_out, rows, options)?;
-            Some(Quality {
-                data: format!("{}, held out", text.source),
-                examples: text.held_out.iter().map(|b| b.texts()).sum(),
-                tokens: text.held_out.iter().map(|b| b.tokens()).sum(),
-                columns: None,
-                before: Vec::new(),
-                after: Vec::new(),
-                fidelity: fidelity(teacher, &t, &s),
-            })
-        }
+        (None, Some(text)) if !text.held_out.is_empty() => Some(Quality {
+            data: format!("{}, held out", text.source),
+            examples: text.held_out.iter().map(|b| b.texts()).sum(),
+            tokens: text.held_out.iter().map(|b| b.tokens()).sum(),
+            columns: None,
+            before: Vec::new(),
+            after: Vec::new(),
+            fidelity: fidelity(&before, &after, &text.held_out)?,
+        }),
         _ => None,
     };
+    step()?;
     let mut timed = None;
     if options.measure {
         let longest = latency::max_tokens(&teacher.config, teacher.family);
@@ -202,27 +212,13 @@ fn judge(teacher: &Model, model: &Model, options: &Options) -> Result<Judged> {
         let tokens = report::COMPUTE_TOKENS.min(longest);
         let measured = latency::measure(&[&before, &after], tokens, 9)?;
         timed = Some([measured[0], measured[1]]);
-        options.progress.step()?;
+        step()?;
     }
     Ok((quality, timed))
 }
 
-fn both(
-    before: &Encoder,
-    after: &Encoder,
-    batches: &[crate::runtime::Batch],
-    rows: usize,
-    options: &Options,
-) -> Result<[Answers; 2]> {
-    options.progress.start("evaluating", 2);
-    let teacher = answer(before, batches, rows)?;
-    options.progress.step()?;
-    let student = answer(after, batches, rows)?;
-    options.progress.step()?;
-    Ok([teacher, student])
-}
-
-/// The head's answer to a fixed text: at most 16 numbers, rounded to 6 digits.
+/// The head's answer to a fixed text: at most 16 numbers, and as many of BERT's pooler output,
+/// rounded to 6 digits.
 ///
 /// # Errors
 /// As [`Encoder::forward`].
@@ -233,7 +229,8 @@ pub fn fingerprint(model: &Model) -> Result<Vec<f32>> {
     // Through text, so that the report holds no digit that another CPU would compute differently by
     // rounding alone.
     let rounded = |x: &f32| format!("{x:.5e}").parse().unwrap_or(*x);
-    Ok(output.values.iter().take(16).map(rounded).collect())
+    let pooled = output.pooled.iter().flatten().take(16);
+    Ok(output.values.iter().take(16).chain(pooled).map(rounded).collect())
 }
 
 fn pretty(value: &Value) -> Vec<u8> {
@@ -256,10 +253,19 @@ pub fn root(input: &Path) -> PathBuf {
     }
 }
 
-/// The last part of the input's path, links and dots resolved.
+/// The name of the input's folder; of a folder of the Hugging Face cache, the repository's.
 fn name(input: &Path) -> String {
-    let full = std::fs::canonicalize(input).unwrap_or_else(|_| input.to_path_buf());
-    full.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
+    let folder = root(input);
+    let folder = match folder.file_name() {
+        Some(_) => folder,
+        None => std::fs::canonicalize(&folder).unwrap_or(folder), // `.` and `..`
+    };
+    let repository = folder.ancestors().nth(2).and_then(|p| p.file_name()?.to_str());
+    let snapshot = folder.parent().is_some_and(|p| p.ends_with("snapshots"));
+    match repository.and_then(|r| r.strip_prefix("models--")).filter(|_| snapshot) {
+        Some(repository) => repository.replace("--", "/"),
+        None => folder.file_name().map_or("model".into(), |n| n.to_string_lossy().into_owned()),
+    }
 }
 
 /// Bytes of the weight files of a checkpoint.
@@ -342,7 +348,7 @@ fn modules(root: &Path) -> Result<Vec<(String, String)>> {
 fn flat_modules(root: &Path) -> Result<Value> {
     let mut list = crate::checkpoint::read_json(&root.join("modules.json"))?;
     for module in list.as_array_mut().into_iter().flatten() {
-        if module["type"].as_str().is_some_and(|t| t.ends_with(".Transformer")) {
+        if module["type"].as_str().and_then(|t| t.rsplit('.').next()) == Some("Transformer") {
             module["path"] = json!("");
         }
     }

@@ -190,6 +190,7 @@ fn step(name: &str, given: Table) -> Result<Step> {
         found: format!("options of `{name}` that do not parse ({})", e.message()),
         expected: format!("what `compress passes {name}` lists"),
     })?;
+    pass.check()?;
     Ok(Step { name: entry.name, options, pass })
 }
 
@@ -284,8 +285,8 @@ mod tests {
 
     #[test]
     fn set_overrides_every_step_of_that_name() {
-        let recipe = Recipe::parse("prune", &["prune.sparsity=1".into()]).expect("a recipe");
-        assert_eq!(recipe.steps[0].options["sparsity"].as_float(), Some(1.0));
+        let recipe = Recipe::parse("prune", &["prune.sparsity=0".into()]).expect("a recipe");
+        assert_eq!(recipe.steps[0].options["sparsity"].as_float(), Some(0.0));
         let error = Recipe::parse("prune", &["binarize.rank=1".into()]).expect_err("no such step");
         insta::assert_snapshot!(error, @"cannot read the recipe: found `--set binarize.rank=1`, expected a step `binarize` to set it in");
     }
@@ -295,6 +296,7 @@ mod tests {
         insta::assert_snapshot!(error("prunne"), @"no pass is named `prunne`, did you mean `prune`?; this build knows: prune, binarize");
         insta::assert_snapshot!(error("prune(sparcity=0.5)"), @"pass `prune` has no option `sparcity`, did you mean `sparsity`?; it knows: repair, score, shape, sparsity");
         insta::assert_snapshot!(error("prune(sparsity=high)"), @r#"cannot read the recipe: found options of `prune` that do not parse (invalid type: string "high", expected f64), expected what `compress passes prune` lists"#);
+        insta::assert_snapshot!(error("binarize(planes=9)"), @"pass `binarize`: `planes` is 9, expected 1, 2, 3 or 4");
         insta::assert_snapshot!(error("prune(sparsity=0.5"), @"cannot read the recipe: found `prune(sparsity=0.5`, expected every `(` and quote closed");
         insta::assert_snapshot!(error("prune,,binarize"), @"cannot read the recipe: found `prune,,binarize`, expected a name on both sides of each comma");
         insta::assert_snapshot!(error("prune(0.5)"), @"cannot read the recipe: found `0.5`, expected `option=value`");

@@ -6,7 +6,7 @@ mod residual;
 mod tests;
 
 use crate::data::Calibration;
-use crate::model::{Binary, Layer, Linear, Model, Weight};
+use crate::model::{Binary, Linear, Model, Weight};
 use crate::pass::{Context, Entry, Pass};
 use crate::report::Change;
 use crate::runtime::{Encoder, RunAttention, RunFeedForward};
@@ -51,36 +51,6 @@ impl Default for Binarize {
 }
 
 impl Pass for Binarize {
-    fn run(&self, model: &mut Model, cx: &Context) -> Result<Vec<Change>> {
-        self.check()?;
-        let layers = model.layers.len();
-        cx.progress.start("binarize", layers + 1);
-        let mut changes = Vec::new();
-        match cx.calibration {
-            Some(text) => self.with_text(model, text, cx, &mut changes)?,
-            None => {
-                for layer in &mut model.layers {
-                    for linear in linears_mut(layer) {
-                        changes.push(self.pack(linear, None)?);
-                    }
-                    cx.progress.step()?;
-                }
-            }
-        }
-        if self.embeddings > 0 {
-            changes.push(self.plain(self.embeddings).pack_embeddings(model)?);
-        }
-        if self.head > 0 {
-            for linear in model.head.linears_mut() {
-                changes.push(self.plain(self.head).pack(linear, None)?);
-            }
-        }
-        cx.progress.step()?;
-        Ok(changes)
-    }
-}
-
-impl Binarize {
     fn check(&self) -> Result<()> {
         let fail = |option, found: String, expected: &str| {
             Err(Error::Option { pass: "binarize", option, found, expected: expected.into() })
@@ -106,12 +76,43 @@ impl Binarize {
         if self.group != 0 && self.group < 8 {
             return fail("group", self.group.to_string(), "0 for the whole row, or at least 8");
         }
-        if !(self.damp > 0.0 && self.damp <= 10.0) {
-            return fail("damp", self.damp.to_string(), "a number above 0, at most 10");
+        if !(1e-4..=10.0).contains(&self.damp) {
+            // Below, the ridge is lost in the rounding of f32 moments.
+            return fail("damp", self.damp.to_string(), "a number from 0.0001 to 10");
         }
         Ok(())
     }
 
+    fn run(&self, model: &mut Model, cx: &Context) -> Result<Vec<Change>> {
+        self.check()?;
+        let layers = model.layers.len();
+        cx.progress.start("binarize", layers + 1);
+        let mut changes = Vec::new();
+        match cx.calibration {
+            Some(text) => self.with_text(model, text, cx, &mut changes)?,
+            None => {
+                for layer in &mut model.layers {
+                    for linear in layer.linears_mut() {
+                        changes.push(self.pack(linear, None)?);
+                    }
+                    cx.progress.step()?;
+                }
+            }
+        }
+        if self.embeddings > 0 {
+            changes.push(self.plain(self.embeddings).pack_embeddings(model)?);
+        }
+        if self.head > 0 {
+            for linear in model.head.linears_mut() {
+                changes.push(self.plain(self.head).pack(linear, None)?);
+            }
+        }
+        cx.progress.step()?;
+        Ok(changes)
+    }
+}
+
+impl Binarize {
     /// Layer by layer, with the inputs that the layers packed so far give the next one.
     fn with_text(
         &self,
@@ -243,17 +244,6 @@ impl Binarize {
         }
         Ok(best.expect("there is at least one round"))
     }
-}
-
-fn linears_mut(layer: &mut Layer) -> Vec<&mut Linear> {
-    let mut linears = Vec::new();
-    if let Some(a) = &mut layer.attention {
-        linears.extend([&mut a.query, &mut a.key, &mut a.value, &mut a.output]);
-    }
-    if let Some(f) = &mut layer.ffn {
-        linears.extend([&mut f.up, &mut f.down]);
-    }
-    linears
 }
 
 fn all(n: usize, compute: impl Fn(usize) -> Result<Vec<f32>> + Sync) -> Result<Vec<Vec<f32>>> {

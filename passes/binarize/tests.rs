@@ -375,7 +375,7 @@ fn a_packed_matrix_is_not_packed_again() {
     let (mut once, _) = packed(&model, &Binarize::default(), None);
     let cx = Context { calibration: None, seed: 0, progress: &Quiet };
     let error = Binarize::default().run(&mut once, &cx).expect_err("packed already");
-    insta::assert_snapshot!(error, @"`encoder.layer.0.attention.self.query` is packed in 2 sign planes, but only dense weights can be cut or packed; start from the checkpoint as it was before binarization");
+    insta::assert_snapshot!(error, @"`encoder.layer.0.attention.self.query` is packed in 3 sign planes, but only dense weights can be cut or packed; start from the checkpoint as it was before binarization");
 }
 
 #[test]
@@ -396,7 +396,8 @@ fn threads_change_no_byte() {
 fn the_table_of_changes_is_for_people() {
     let mut model = tiny("distilbert", Task::SequenceClassification, 64);
     model.layers.truncate(1);
-    let options = Binarize { rank: 2, group: 10, embeddings: 4, head: 1, ..Binarize::default() };
+    let options =
+        Binarize { planes: 2, rank: 2, group: 10, embeddings: 4, head: 1, ..Binarize::default() };
     let (_, mut changes) = packed(&model, &options, None);
     // The last digits of an error are the platform's.
     changes.iter_mut().for_each(|c| c.error = c.error.map(|e| (e * 1000.0).round() / 1000.0));
@@ -443,8 +444,8 @@ fn refusals_name_the_option_and_its_range() {
     pass `binarize`: `group` is 7, expected 0 for the whole row, or at least 8
     pass `binarize`: `rounds` is 0, expected a number from 1 to 100
     pass `binarize`: `rounds` is 101, expected a number from 1 to 100
-    pass `binarize`: `damp` is 0, expected a number above 0, at most 10
-    pass `binarize`: `damp` is NaN, expected a number above 0, at most 10
+    pass `binarize`: `damp` is 0, expected a number from 0.0001 to 10
+    pass `binarize`: `damp` is NaN, expected a number from 0.0001 to 10
     pass `binarize`: `embeddings` is 5, expected 0 to leave it as it is, or 1 to 4 planes
     pass `binarize`: `head` is 9, expected 0 to leave it as it is, or 1 to 4 planes
     ");

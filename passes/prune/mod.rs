@@ -60,7 +60,7 @@ impl Default for Prune {
 }
 
 impl Pass for Prune {
-    fn run(&self, model: &mut Model, cx: &Context) -> Result<Vec<Change>> {
+    fn check(&self) -> Result<()> {
         if !(0.0..1.0).contains(&self.sparsity) {
             return Err(Error::Option {
                 pass: "prune",
@@ -69,6 +69,11 @@ impl Pass for Prune {
                 expected: "a number in [0, 1)".into(),
             });
         }
+        Ok(())
+    }
+
+    fn run(&self, model: &mut Model, cx: &Context) -> Result<Vec<Change>> {
+        self.check()?;
         if self.sparsity == 0.0 {
             return Ok(Vec::new());
         }

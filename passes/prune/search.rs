@@ -35,13 +35,13 @@ pub fn by_layer(model: &Model, scores: &Scores, sparsity: f64) -> Vec<Kept> {
         * model.config.hidden;
     let must = |items: &[Item]| items.iter().filter(|i| i.must).count();
     let mut best = (f64::NEG_INFINITY, must(&heads), must(&units));
-    for n in must(&heads)..=heads.len() {
+    for (n, head_sum) in head_sums.iter().enumerate().skip(must(&heads)) {
         let left = budget - (fixed + n * head_size) as f64;
         let m = (left / unit_size as f64).floor().clamp(0.0, units.len() as f64) as usize;
         if m < must(&units) {
             break;
         }
-        let score = head_sums[n] + unit_sums[m];
+        let score = head_sum + unit_sums[m];
         if score > best.0 {
             best = (score, n, m);
         }

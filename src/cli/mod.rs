@@ -31,7 +31,7 @@ use std::process::ExitCode;
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     override_usage = "compress --passes PASSES MODEL -o OUT [OPTIONS]\n       compress <COMMAND>",
-    after_help = "Exit codes: 0 ok, 2 usage, 3 bad recipe, 4 bad or unsupported input, 5 gate failed, 6 I/O, \
+    after_help = "Exit codes: 0 ok, 2 usage, 3 bad recipe, 4 bad or unsupported input, 6 I/O, \
                   130 interrupted, 1 anything else.\n\n\
                   Example: compress --passes 'prune(sparsity=0.3),binarize' models/minilm-sst2 -o small --eval dev.tsv"
 )]
@@ -114,7 +114,9 @@ pub fn main() -> ExitCode {
     return_large_buffers();
     quiet_guarded_panics();
     let cli = Cli::parse();
-    progress::catch_signals();
+    if let None | Some(Command::Forward(_)) = cli.command {
+        progress::catch_signals(); // the others leave nothing behind when a signal ends them
+    }
     let done = match &cli.command {
         None => run::main(&cli.run),
         Some(Command::Inspect(args)) => inspect::main(args),
@@ -202,7 +204,8 @@ fn needed_tokenizer(input: &Path) -> Result<Tokenizer> {
     })
 }
 
-/// How many tokens of a text are read: what the user asked for, else 128 or what the model was made for.
+/// How many tokens of a text are read: what the user asked for, else what a sentence-transformers model
+/// says, else what the tokenizer says but at most 128.
 fn max_tokens(
     model: &Model,
     tokenizer: Option<&Tokenizer>,
@@ -219,7 +222,11 @@ fn max_tokens(
         }
         return Ok(asked);
     }
-    let sentence = sentence_max_length(&compress::pipeline::root(input))?;
+    let root = compress::pipeline::root(input);
+    let sentence = match sentence_max_length(&root)? {
+        Some(length) => Some(length),
+        None => sentence_max_length(&Checkpoint::open(input)?.transformer_dir)?,
+    };
     let made_for =
         sentence.or(tokenizer.and_then(Tokenizer::max_length).map(|n| n.min(128))).unwrap_or(128);
     Ok(made_for.clamp(1, most))

@@ -51,10 +51,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     eval: Option<PathBuf>,
 
+    // They hold for the files of both --calib and --eval.
     #[command(flatten)]
     columns: ColumnArgs,
 
-    /// Tokens of a text that are read [default: what the model was made for, at most 128]
+    /// Tokens of a text that are read [default: what a sentence-transformers model says, else what the
+    /// tokenizer says but at most 128]
     #[arg(long, value_name = "TOKENS")]
     max_length: Option<usize>,
 
@@ -111,8 +113,22 @@ pub fn main(args: &RunArgs) -> Result<()> {
         }
     };
     let bar = progress::Bar::new(args.quiet);
+    let mut arguments =
+        format!("--calib {} --calib-texts {} --seed {}", args.calib, args.calib_texts, args.seed);
+    let columns = [
+        ("text", &args.columns.text_column),
+        ("pair", &args.columns.pair_column),
+        ("label", &args.columns.label_column),
+    ];
+    for (role, column) in columns.iter().filter_map(|(r, c)| c.as_ref().map(|c| (r, c))) {
+        arguments += &format!(" --{role}-column {column}");
+    }
+    if let Some(length) = args.max_length {
+        arguments += &format!(" --max-length {length}");
+    }
     let options = Options {
         seed: args.seed,
+        arguments: &arguments,
         calibration: calibration.as_ref(),
         eval: eval.as_ref().map(|(prepared, name)| (prepared, name.as_str())),
         max_shard_bytes: args.max_shard_size.max(1).saturating_mul(1_000_000),
@@ -141,19 +157,20 @@ pub fn main(args: &RunArgs) -> Result<()> {
 }
 
 fn calibration(args: &RunArgs, model: &Model, input: &Path) -> Result<Option<Calibration>> {
+    if args.calib == "none" {
+        return Ok(None);
+    }
     let tokenizer = tokenizer(input)?;
     let source = match args.calib.as_str() {
-        "none" => return Ok(None),
         "random" => Source::Random,
         "builtin" if tokenizer.is_some() => Source::Builtin,
         // A checkpoint without a tokenizer can still be watched; the report says on what.
         "builtin" => Source::Random,
         path => {
             needed_tokenizer(input)?;
-            // Column names are those of --eval's file; here they hold only if it is the same file.
-            let columns = match &args.eval {
-                Some(eval) if Path::new(path) != eval => Columns::default(),
-                _ => args.columns.columns(),
+            let columns = match Path::new(path).extension().is_some_and(|e| e == "txt") {
+                true => Columns::default(), // plain text beside a table for --eval
+                false => args.columns.columns(),
             };
             Source::File { path: path.into(), columns }
         }

@@ -9,6 +9,7 @@ use crate::model::{Config, Task};
 use crate::runtime::Batch;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 /// Sentences written for this project (docs/architecture.md), one a line.
@@ -86,12 +87,18 @@ impl Calibration {
             && examples.iter().all(|e| e.label.is_some());
         let targets = match source {
             Source::File { path, .. } if labelled => {
-                Some(targets(&examples, &config.label_names(), config.regression, path)?)
+                // Labels are a help, not a need: those of another task are left out, and the report
+                // says that none were used.
+                targets(&examples, &config.label_names(), config.regression, path).ok()
             }
             _ => None,
         };
         let tokenizer = tokenizer.expect("text needs a tokenizer");
-        Ok(Calibration::new(&tokenizer.encode_all(&examples, max_tokens)?, targets, name))
+        Ok(Calibration::new(
+            &tokenizer.encode_all(&inputs(&examples, config), max_tokens)?,
+            targets,
+            name,
+        ))
     }
 
     fn new(encoded: &[Encoded], targets: Option<Targets>, source: String) -> Calibration {
@@ -129,6 +136,19 @@ fn random(
         Encoded { type_ids: vec![0; ids.len()], ids }
     };
     Ok((0..limit).map(sequence).collect())
+}
+
+/// What a model is given of `examples`: pairs together, but for sentence embeddings one text after the
+/// other.
+pub fn inputs<'a>(examples: &'a [Example], config: &Config) -> Cow<'a, [Example]> {
+    if config.task != Task::Embedding || !examples.iter().all(|e| e.pair.is_some()) {
+        return Cow::Borrowed(examples);
+    }
+    let split = examples.iter().flat_map(|e| {
+        let texts = [Some(&e.text), e.pair.as_ref()];
+        texts.into_iter().flatten().map(|t| Example { text: t.clone(), ..Default::default() })
+    });
+    Cow::Owned(split.collect())
 }
 
 /// Moves every eighth text into batches of its own. One text alone stays.

@@ -5,7 +5,7 @@ pub mod labels;
 pub mod tables;
 pub mod tokenizer;
 
-mod calibration;
+pub mod calibration;
 
 pub use calibration::{Calibration, Source};
 pub use labels::Targets;

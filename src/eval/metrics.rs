@@ -31,7 +31,7 @@ pub fn accuracy(predicted: &[u32], actual: &[u32]) -> Option<Score> {
 
 /// `hits` of `rows` with Wilson's score interval (Wilson 1927), which stays in [0, 1] and is right
 /// near its ends.
-fn proportion(hits: usize, rows: usize) -> Option<Score> {
+pub(super) fn proportion(hits: usize, rows: usize) -> Option<Score> {
     if rows == 0 {
         return None;
     }

@@ -66,7 +66,7 @@ impl Binary {
                 }
             }
         }
-        let small = scales.iter().any(|s| s.abs() < F16_NORMAL || s.abs() > 65504.0);
+        let small = scales.iter().any(|&s| s != 0.0 && !(F16_NORMAL..=65504.0).contains(&s.abs()));
         let scale_dtype = if small { Dtype::F32 } else { Dtype::F16 };
         let scales =
             scales.iter().map(|&s| if small { s } else { f16::from_f32(s).to_f32() }).collect();

@@ -55,6 +55,17 @@ impl Head {
         }
     }
 
+    /// The linear layers of the head.
+    pub fn linears(&self) -> Vec<&Linear> {
+        match self {
+            Head::SequenceClassification { dense, out, .. } => vec![dense, out],
+            Head::TokenClassification { out } | Head::QuestionAnswering { out } => vec![out],
+            Head::MaskedLm { dense, .. } => vec![dense],
+            Head::Embedding { .. } => Vec::new(),
+            Head::Bare { pooler } => pooler.iter().collect(),
+        }
+    }
+
     /// The linear layers of the head, which passes may pack on demand.
     pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
         match self {

@@ -4,7 +4,7 @@ use super::config::{Config, Task};
 use super::family::{Family, Pooling};
 use super::save::Structure;
 use super::*;
-use crate::checkpoint::{Checkpoint, read_json};
+use crate::checkpoint::{Checkpoint, Dtype, read_json};
 use std::path::Path;
 
 impl Model {
@@ -97,8 +97,14 @@ impl Reader<'_> {
                 key: format!("`{key}`"),
             });
         }
-        tensor.to_f32()?;
-        Ok(tensor)
+        match tensor.dtype {
+            Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(tensor),
+            other => Err(Error::Dtype {
+                name: name.into(),
+                found: other.to_string(),
+                expected: "F32, F16 or BF16",
+            }),
+        }
     }
 
     fn weight(&mut self, name: &str, shape: [usize; 2], key: &str) -> Result<Weight> {
@@ -275,7 +281,9 @@ fn head(reader: &mut Reader, family: &Family) -> Result<Head> {
         }
         Task::Bare => {
             let name = family.pooler.map(|name| format!("{}{name}", reader.prefix));
-            let present = |n: &String| reader.checkpoint.get(&format!("{n}.weight")).is_some();
+            let stored =
+                |n: &str, part: &str| reader.checkpoint.get(&format!("{n}.{part}")).is_some();
+            let present = |n: &String| stored(n, "weight") || stored(n, "weight_packed");
             Head::Bare {
                 pooler: match name.filter(present) {
                     Some(name) => Some(reader.linear(&name, [hidden; 2], family.keys.hidden)?),

@@ -116,6 +116,20 @@ impl Layer {
     }
 }
 
+impl Layer {
+    /// As [`Layer::linears`], to change them.
+    pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let mut linears = Vec::new();
+        if let Some(a) = &mut self.attention {
+            linears.extend([&mut a.query, &mut a.key, &mut a.value, &mut a.output]);
+        }
+        if let Some(f) = &mut self.ffn {
+            linears.extend([&mut f.up, &mut f.down]);
+        }
+        linears
+    }
+}
+
 impl Model {
     /// Every tensor the model is stored as, in no particular order.
     pub fn tensors(&self) -> Vec<Tensor> {

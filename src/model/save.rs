@@ -149,7 +149,7 @@ impl Model {
     fn packed(&self) -> Map<String, Value> {
         self.weights()
             .into_iter()
-            .filter_map(|(_, weight)| match weight {
+            .filter_map(|weight| match weight {
                 Weight::Dense(_) => None,
                 Weight::Binary(b) => {
                     let group = (b.group < b.cols).then_some(b.group);
@@ -162,22 +162,14 @@ impl Model {
             .collect()
     }
 
-    /// Every matrix of the encoder and its head that has a [`Weight`], with its role.
-    pub fn weights(&self) -> Vec<(String, &Weight)> {
-        let mut weights = vec![("word".to_string(), &self.embeddings.word)];
-        weights.extend(self.embeddings.project.iter().map(|p| ("project".into(), &p.weight)));
-        for (i, layer) in self.layers.iter().enumerate() {
-            let linears = layer.linears().into_iter();
-            weights.extend(linears.map(|(role, l)| (format!("{i}.{role}"), &l.weight)));
+    /// Every matrix of the encoder and its head that can be packed.
+    fn weights(&self) -> Vec<&Weight> {
+        let mut weights = vec![&self.embeddings.word];
+        weights.extend(self.embeddings.project.iter().map(|p| &p.weight));
+        for layer in &self.layers {
+            weights.extend(layer.linears().into_iter().map(|(_, linear)| &linear.weight));
         }
-        let head: Vec<&Linear> = match &self.head {
-            Head::SequenceClassification { dense, out, .. } => vec![dense, out],
-            Head::TokenClassification { out } | Head::QuestionAnswering { out } => vec![out],
-            Head::MaskedLm { dense, .. } => vec![dense],
-            Head::Embedding { .. } => Vec::new(),
-            Head::Bare { pooler } => pooler.iter().collect(),
-        };
-        weights.extend(head.into_iter().map(|l| ("head".into(), &l.weight)));
+        weights.extend(self.head.linears().into_iter().map(|linear| &linear.weight));
         weights
     }
 }

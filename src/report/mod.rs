@@ -29,6 +29,8 @@ pub struct Report {
     pub base_model: String,
     pub seed: u64,
     pub recipe: Value,
+    /// What else the output depends on, as it would be written on the command line.
+    pub arguments: String,
     pub calibration: Option<CalibrationNote>,
     pub before: Summary,
     pub after: Summary,

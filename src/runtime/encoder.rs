@@ -109,7 +109,7 @@ impl<'m> Dense<'m> {
 
     /// `x`: `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let rows = if self.input == 0 { 0 } else { x.len() / self.input };
+        let rows = x.len().checked_div(self.input).unwrap_or(0);
         self.product(x, rows)
     }
 
@@ -188,15 +188,16 @@ impl<'m> Encoder<'m> {
             .iter()
             .map(|l| RunLayer::new(l, activation, eps))
             .collect::<Result<_>>()?;
-        Encoder::with_layers(model, layers)
+        Encoder::with(model, layers, run_head(model)?)
     }
 
-    /// As `new` with no layer: embeddings and head, for callers that go layer by layer.
+    /// As `new` with neither layers nor head, for callers that go layer by layer: embeddings, and what
+    /// attention needs.
     pub fn shell(model: &'m Model) -> Result<Encoder<'m>> {
-        Encoder::with_layers(model, Vec::new())
+        Encoder::with(model, Vec::new(), RunHead::Bare { pooler: None })
     }
 
-    fn with_layers(model: &'m Model, layers: Vec<RunLayer<'m>>) -> Result<Encoder<'m>> {
+    fn with(model: &'m Model, layers: Vec<RunLayer<'m>>, head: RunHead<'m>) -> Result<Encoder<'m>> {
         let (e, eps) = (&model.embeddings, model.config.eps);
         let hidden = model.config.embedding;
         let task_type = match &e.task_type {
@@ -212,7 +213,7 @@ impl<'m> Encoder<'m> {
             project: e.project.as_ref().map(Dense::new).transpose()?,
             relative_bias: model.relative_bias.as_ref().map(|t| t.to_f32()).transpose()?,
             layers,
-            head: run_head(model)?,
+            head,
         })
     }
 }

@@ -3,7 +3,7 @@
 use super::backward::{self, input_gradient};
 use crate::Result;
 use crate::data::Targets;
-use crate::model::PoolMode;
+use crate::model::{PoolMode, Task};
 use crate::runtime::kernels::{activate, activation_gradient};
 use crate::runtime::{Batch, Encoder, Observer, RunHead};
 use rand_chacha::ChaCha8Rng;
@@ -107,9 +107,21 @@ fn loss_gradient(
         }
         RunHead::PerToken(out) => {
             let mut logits = out.forward(x);
+            let span_heads = encoder.model.config.task == Task::QuestionAnswering;
             for (text, span) in batch.starts.windows(2).enumerate() {
-                for row in logits[span[0] * out.out..span[1] * out.out].chunks_exact_mut(out.out) {
-                    cross_entropy(row, None, &mut random[text]);
+                let (rows, rng) =
+                    (&mut logits[span[0] * out.out..span[1] * out.out], &mut random[text]);
+                if span_heads {
+                    // A start and an end are chosen over the tokens: one softmax a column.
+                    for column in 0..out.out {
+                        let mut scores: Vec<f32> =
+                            rows.iter().skip(column).step_by(out.out).copied().collect();
+                        cross_entropy(&mut scores, None, rng);
+                        let cells = rows.iter_mut().skip(column).step_by(out.out);
+                        cells.zip(scores).for_each(|(cell, score)| *cell = score);
+                    }
+                } else {
+                    rows.chunks_exact_mut(out.out).for_each(|row| cross_entropy(row, None, rng));
                 }
             }
             grad = input_gradient(out, &logits);

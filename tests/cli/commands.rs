@@ -95,7 +95,7 @@ fn a_teacher_for_another_task_is_refused() {
     text += "\n";
     text += &dir.fails(6, &["eval", "model", "--data", "data.tsv", "--teacher", "nosuch"]);
     insta::assert_snapshot!(text, @r"
-    the teacher is for masked LM with 2 classes and 40 words, but the model is for sequence classification with 2 classes and 40 words; give the model that this one was made from
+    the teacher is for masked LM with 2 classes, 40 words and width 16, but the model is for sequence classification with 2 classes, 40 words and width 16; give the model that this one was made from
     evaluation of a head for `masked LM` is not supported; this build knows: sequence classification and sentence embedding; any head can be compared with another model by --teacher
     cannot read nosuch: No such file or directory (os error 2)
     ");
