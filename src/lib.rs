@@ -2,8 +2,8 @@
 //!
 //! The map, lowest layer first; a module uses only what stands above it here (`layers.rs` checks):
 //! `checkpoint` reads and writes named tensors, `model` makes one encoder of them, `runtime` runs it,
-//! `data` turns texts into batches, `train` has gradients, `eval` measures, `pass` says what a pass is,
-//! `passes` holds them, `recipe` puts them in order, `pipeline` runs them, `report` tells.
+//! `data` turns texts into batches, `train` has gradients, `eval` measures, `report` tells, `pass` says
+//! what a pass is, `passes` holds them, `recipe` puts them in order, `pipeline` runs them.
 
 pub mod checkpoint;
 pub mod data;

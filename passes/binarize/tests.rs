@@ -370,6 +370,14 @@ fn sublayers_of_no_width_are_packed_and_read_back() {
 }
 
 #[test]
+fn a_packed_pooler_is_read_back() {
+    let model = tiny("bert", Task::Bare, 66);
+    let (after, _) = packed(&model, &Binarize { head: 2, ..Binarize::default() }, None);
+    let texts = batch(67, &[5, 3]);
+    assert_eq!(answers(&reopen(&after), &texts, None), answers(&after, &texts, None));
+}
+
+#[test]
 fn a_packed_matrix_is_not_packed_again() {
     let model = tiny("bert", Task::Bare, 61);
     let (mut once, _) = packed(&model, &Binarize::default(), None);
