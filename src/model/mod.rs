@@ -10,6 +10,7 @@ pub mod family;
 pub mod head;
 pub mod linear;
 mod load;
+mod places;
 mod save;
 pub mod slice;
 #[cfg(test)]
@@ -22,6 +23,7 @@ pub use config::{Config, Task};
 pub use family::{Activation, Family};
 pub use head::{Head, PoolMode};
 pub use linear::{Linear, Norm, Weight};
+pub use places::{Part, Place};
 
 use crate::checkpoint::Tensor;
 use crate::{Error, Result};

@@ -26,6 +26,18 @@ impl Batch {
         self.ids.len()
     }
 
+    /// The texts `from..to`, as a batch of their own.
+    pub fn part(&self, from: usize, to: usize) -> Batch {
+        let tokens = self.starts[from]..self.starts[to];
+        Batch {
+            ids: self.ids[tokens.clone()].to_vec(),
+            type_ids: self.type_ids[tokens.clone()].to_vec(),
+            positions: self.positions[tokens.clone()].to_vec(),
+            starts: self.starts[from..=to].iter().map(|s| s - tokens.start).collect(),
+            rows: self.rows[from..to].to_vec(),
+        }
+    }
+
     /// Appends a text of token `ids`, `row` of its data.
     ///
     /// # Panics

@@ -7,24 +7,26 @@ use crate::model::{
 };
 use std::borrow::Cow;
 
-/// See the module.
-#[derive(Debug)]
+/// See the module. A clone shares what is borrowed from the mapped file.
+#[derive(Debug, Clone)]
 pub struct Encoder<'m> {
     pub model: &'m Model,
-    pub(super) position: Cow<'m, [f32]>,
-    pub(super) token_type: Option<Cow<'m, [f32]>>,
+    /// `[vocab, embedding]` in training; `None`: rows are read from the model one by one.
+    pub word: Option<Cow<'m, [f32]>>,
+    pub position: Cow<'m, [f32]>,
+    pub token_type: Option<Cow<'m, [f32]>>,
     /// Row 0 of ERNIE's task types.
-    pub(super) task_type: Option<Vec<f32>>,
-    pub(super) norm: RunNorm<'m>,
-    pub(super) project: Option<Dense<'m>>,
+    pub task_type: Option<Cow<'m, [f32]>>,
+    pub norm: RunNorm<'m>,
+    pub project: Option<Dense<'m>>,
     /// `[32, heads]`
-    pub(super) relative_bias: Option<Cow<'m, [f32]>>,
+    pub relative_bias: Option<Cow<'m, [f32]>>,
     pub layers: Vec<RunLayer<'m>>,
     pub head: RunHead<'m>,
 }
 
 /// `y = x·Wᵀ + b` in f32.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Dense<'m> {
     /// `[out, in]`
     pub weight: Cow<'m, [f32]>,
@@ -34,7 +36,7 @@ pub struct Dense<'m> {
     pub input: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RunNorm<'m> {
     pub weight: Cow<'m, [f32]>,
     pub bias: Cow<'m, [f32]>,
@@ -42,13 +44,13 @@ pub struct RunNorm<'m> {
 }
 
 /// A layer ready to run.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RunLayer<'m> {
     pub attention: Option<RunAttention<'m>>,
     pub ffn: Option<RunFeedForward<'m>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RunAttention<'m> {
     pub query: Dense<'m>,
     pub key: Dense<'m>,
@@ -59,7 +61,7 @@ pub struct RunAttention<'m> {
     pub head_dim: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RunFeedForward<'m> {
     pub up: Dense<'m>,
     pub down: Dense<'m>,
@@ -68,7 +70,7 @@ pub struct RunFeedForward<'m> {
 }
 
 /// A head ready to run; see [`Head`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum RunHead<'m> {
     SequenceClassification {
         dense: Dense<'m>,
@@ -80,7 +82,8 @@ pub enum RunHead<'m> {
         dense: Dense<'m>,
         activation: Activation,
         norm: RunNorm<'m>,
-        decoder: Cow<'m, [f32]>,
+        /// `None`: the word table, [`Encoder::word`].
+        decoder: Option<Cow<'m, [f32]>>,
         bias: Cow<'m, [f32]>,
     },
     Embedding {
@@ -102,6 +105,10 @@ impl<'m> Dense<'m> {
         })
     }
 
+    fn leaves_mut(&mut self) -> impl Iterator<Item = &mut Cow<'m, [f32]>> {
+        std::iter::once(&mut self.weight).chain(&mut self.bias)
+    }
+
     /// `[out, in]`
     pub fn matrix(&self) -> Mat<'_> {
         Mat::new(&self.weight, self.out, self.input)
@@ -109,19 +116,19 @@ impl<'m> Dense<'m> {
 
     /// `x`: `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: &[f32]) -> Vec<f32> {
-        let rows = x.len().checked_div(self.input).unwrap_or(0);
-        self.product(x, rows)
+        self.forward_rows(x, x.len().checked_div(self.input).unwrap_or(0))
     }
 
     /// `forward(x) + residual`: what the LayerNorm behind a block sees. The layer may have no inputs
     /// left.
     pub fn add(&self, x: &[f32], residual: &[f32]) -> Vec<f32> {
-        let mut y = self.product(x, residual.len() / self.out);
+        let mut y = self.forward_rows(x, residual.len() / self.out);
         y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
         y
     }
 
-    fn product(&self, x: &[f32], rows: usize) -> Vec<f32> {
+    /// As `forward` for `rows` rows, where the layer may have no inputs left to count them by.
+    pub fn forward_rows(&self, x: &[f32], rows: usize) -> Vec<f32> {
         let mut y = vec![0.0; rows * self.out];
         if self.input > 0 && self.out > 0 {
             let x = Mat::new(x, rows, self.input);
@@ -137,6 +144,10 @@ impl<'m> Dense<'m> {
 impl<'m> RunNorm<'m> {
     pub fn new(norm: &'m Norm, eps: f32) -> Result<RunNorm<'m>> {
         Ok(RunNorm { weight: norm.weight.to_f32()?, bias: norm.bias.to_f32()?, eps })
+    }
+
+    fn leaves_mut(&mut self) -> [&mut Cow<'m, [f32]>; 2] {
+        [&mut self.weight, &mut self.bias]
     }
 
     /// Normalises the rows of `x` in place.
@@ -197,15 +208,75 @@ impl<'m> Encoder<'m> {
         Encoder::with(model, Vec::new(), RunHead::Bare { pooler: None })
     }
 
+    /// As `new`, with every weight owned, the word table included: ready to be trained.
+    ///
+    /// # Errors
+    /// If a stored tensor is of no floating type.
+    pub fn trainable(model: &'m Model) -> Result<Encoder<'m>> {
+        let mut encoder = Encoder::new(model)?;
+        encoder.word = Some(model.embeddings.word.to_f32()?);
+        if let (RunHead::MaskedLm { decoder, .. }, true) = (&mut encoder.head, model.config.tied) {
+            *decoder = None;
+        }
+        for leaf in encoder.leaves_mut() {
+            leaf.to_mut();
+        }
+        Ok(encoder)
+    }
+
+    /// Every weight, in the order of [`Model::places_mut`].
+    pub fn leaves_mut(&mut self) -> Vec<&mut Cow<'m, [f32]>> {
+        let mut leaves: Vec<&mut Cow<'m, [f32]>> = Vec::new();
+        leaves.extend(&mut self.word);
+        leaves.push(&mut self.position);
+        leaves.extend(&mut self.token_type);
+        leaves.extend(&mut self.task_type);
+        leaves.extend(self.norm.leaves_mut());
+        leaves.extend(self.project.iter_mut().flat_map(Dense::leaves_mut));
+        leaves.extend(&mut self.relative_bias);
+        for layer in &mut self.layers {
+            if let Some(a) = &mut layer.attention {
+                for linear in [&mut a.query, &mut a.key, &mut a.value, &mut a.output] {
+                    leaves.extend(linear.leaves_mut());
+                }
+                leaves.extend(a.norm.leaves_mut());
+            }
+            if let Some(f) = &mut layer.ffn {
+                leaves.extend(f.up.leaves_mut());
+                leaves.extend(f.down.leaves_mut());
+                leaves.extend(f.norm.leaves_mut());
+            }
+        }
+        match &mut self.head {
+            RunHead::SequenceClassification { dense, out, .. } => {
+                leaves.extend(dense.leaves_mut());
+                leaves.extend(out.leaves_mut());
+            }
+            RunHead::PerToken(out) => leaves.extend(out.leaves_mut()),
+            RunHead::MaskedLm { dense, norm, decoder, bias, .. } => {
+                leaves.extend(dense.leaves_mut());
+                leaves.extend(norm.leaves_mut());
+                leaves.extend(decoder);
+                leaves.push(bias);
+            }
+            RunHead::Embedding { .. } => {}
+            RunHead::Bare { pooler } => {
+                leaves.extend(pooler.iter_mut().flat_map(Dense::leaves_mut));
+            }
+        }
+        leaves
+    }
+
     fn with(model: &'m Model, layers: Vec<RunLayer<'m>>, head: RunHead<'m>) -> Result<Encoder<'m>> {
         let (e, eps) = (&model.embeddings, model.config.eps);
         let hidden = model.config.embedding;
         let task_type = match &e.task_type {
-            Some(table) => Some(table.to_f32()?[..hidden].to_vec()),
+            Some(table) => Some(Cow::Owned(table.to_f32()?[..hidden].to_vec())),
             None => None,
         };
         Ok(Encoder {
             model,
+            word: None,
             position: e.position.to_f32()?,
             token_type: e.token_type.as_ref().map(|t| t.to_f32()).transpose()?,
             task_type,
@@ -234,10 +305,10 @@ fn run_head(model: &Model) -> Result<RunHead<'_>> {
             dense: Dense::new(dense)?,
             activation: *activation,
             norm: RunNorm::new(norm, model.config.eps)?,
-            decoder: match decoder {
+            decoder: Some(match decoder {
                 Some(table) => table.to_f32()?,
                 None => model.embeddings.word.to_f32()?,
-            },
+            }),
             bias: bias.to_f32()?,
         },
         Head::Embedding { pool, normalize } => {

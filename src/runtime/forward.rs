@@ -106,7 +106,7 @@ impl Encoder<'_> {
         if let Some(attention) = &layer.attention {
             observer.linear_input(index, Site::QueryKeyValue, &x);
             let heads = masks.map(|m| m.heads[index].as_slice());
-            let mut seen = |head: usize, text: usize, probs: &[f32]| {
+            let mut seen = |head: usize, text: usize, probs: &mut [f32]| {
                 observer.attention(index, head, text, probs);
             };
             let state = self.attention_context(attention, &x, batch, heads, &mut seen);
@@ -132,6 +132,19 @@ impl Encoder<'_> {
     /// # Errors
     /// As [`Encoder::forward`].
     pub fn embed(&self, batch: &Batch) -> Result<Vec<f32>> {
+        let mut x = self.embedding_sum(batch)?;
+        self.norm.apply(&mut x);
+        Ok(match &self.project {
+            Some(project) => project.forward(&x),
+            None => x,
+        })
+    }
+
+    /// What the LayerNorm of the embeddings sees, `[tokens, embedding]`.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`].
+    pub fn embedding_sum(&self, batch: &Batch) -> Result<Vec<f32>> {
         let config = &self.model.config;
         let width = config.embedding;
         let positions = position_rows(self.model, batch);
@@ -154,15 +167,17 @@ impl Encoder<'_> {
                 let advice = "cut the texts with --max-length";
                 return outside("a token at position row", position, config.max_positions, advice);
             }
-            add_table_row(&self.model.embeddings.word, id, out)?;
             let add = |table: &[f32], row: usize, out: &mut [f32]| {
                 let values = &table[row * width..(row + 1) * width];
                 out.iter_mut().zip(values).for_each(|(o, v)| *o += v);
             };
+            match &self.word {
+                Some(table) => add(table, id, out),
+                None => add_table_row(&self.model.embeddings.word, id, out)?,
+            }
             add(&self.position, position, out);
             if let Some(table) = &self.token_type {
-                // RoBERTa has one row, and its tokenizers mark the second text all the same.
-                let row = if config.token_types == 1 { 0 } else { token_type };
+                let row = self.token_type_row(token_type);
                 if row >= config.token_types {
                     let advice = "use the tokenizer that belongs to the checkpoint";
                     return outside("token type", row, config.token_types, advice);
@@ -173,22 +188,24 @@ impl Encoder<'_> {
                 add(row, 0, out);
             }
         }
-        self.norm.apply(&mut x);
-        Ok(match &self.project {
-            Some(project) => project.forward(&x),
-            None => x,
-        })
+        Ok(x)
+    }
+
+    /// The row of the token type table. RoBERTa has one, and its tokenizers mark the second text all the
+    /// same.
+    pub fn token_type_row(&self, token_type: usize) -> usize {
+        if self.model.config.token_types == 1 { 0 } else { token_type }
     }
 
     /// Query, key and value of `x`, `[tokens, hidden]`, and what each head makes of them. `seen`
-    /// gets head, text and probabilities.
+    /// gets head, text and probabilities, which it may change (dropout).
     pub fn attention_context(
         &self,
         attention: &RunAttention,
         x: &[f32],
         batch: &Batch,
         mask: Option<&[f32]>,
-        seen: &mut dyn FnMut(usize, usize, &[f32]),
+        seen: &mut dyn FnMut(usize, usize, &mut [f32]),
     ) -> AttentionState {
         let tokens = batch.tokens();
         let (heads, dim) = (attention.heads.len(), attention.head_dim);
@@ -201,7 +218,7 @@ impl Encoder<'_> {
             let bias = self.score_bias(&batch.positions[from..from + len]);
             for head in 0..heads {
                 self.probabilities(attention, &qkv, from, len, head, bias.as_deref(), &mut probs);
-                seen(head, text, &probs);
+                seen(head, text, &mut probs);
                 let value = qkv_part(&qkv, tokens, width, 2, from, len, head * dim, dim);
                 let scale = mask.map_or(1.0, |m| m[head]);
                 let out = MatMut::new(&mut context, tokens, width)
@@ -282,26 +299,17 @@ impl Encoder<'_> {
                 norm.apply(&mut states);
                 let (tokens, vocab, width) = (batch.tokens(), bias.len(), dense.out);
                 let mut logits = vec![0.0; tokens * vocab];
-                let decoder = Mat::new(decoder, vocab, width);
+                let table = decoder.as_ref().or(self.word.as_ref());
+                let decoder = Mat::new(table.expect("a decoder, or a word table"), vocab, width);
                 let out = MatMut::new(&mut logits, tokens, vocab);
                 kernels::product(out, Mat::new(&states, tokens, width), decoder.t(), 1.0);
                 kernels::add_bias(&mut logits, bias);
                 per_token(logits, vocab)
             }
-            RunHead::Embedding { pool, normalize } => {
-                let mut pooled: Vec<f32> = Vec::with_capacity(batch.texts() * hidden);
-                for span in batch.starts.windows(2) {
-                    pooled.extend(pool_states(
-                        *pool,
-                        &x[span[0] * hidden..span[1] * hidden],
-                        hidden,
-                    ));
-                }
+            RunHead::Embedding { normalize, .. } => {
+                let mut pooled = self.pooled(batch, x);
                 if *normalize {
-                    for row in pooled.chunks_exact_mut(hidden) {
-                        let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
-                        row.iter_mut().for_each(|x| *x /= norm);
-                    }
+                    normalize_rows(&mut pooled, hidden);
                 }
                 per_text(pooled, hidden)
             }
@@ -315,6 +323,31 @@ impl Encoder<'_> {
             }
         }
     }
+}
+
+impl Encoder<'_> {
+    /// Pooled states of an embedding head, `[texts, hidden]`.
+    ///
+    /// # Panics
+    /// If the head is another.
+    pub fn pooled(&self, batch: &Batch, x: &[f32]) -> Vec<f32> {
+        let RunHead::Embedding { pool, .. } = self.head else { panic!("no embedding head") };
+        let hidden = self.model.config.hidden;
+        let text = |span: &[usize]| {
+            pool_states(pool, &x[span[0] * hidden..span[1] * hidden], hidden)
+        };
+        batch.starts.windows(2).flat_map(text).collect()
+    }
+}
+
+/// Scales each row of `x`, `[rows, width]`, to length 1 and returns the lengths they had.
+pub fn normalize_rows(x: &mut [f32], width: usize) -> Vec<f32> {
+    let normalize = |row: &mut [f32]| {
+        let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-12);
+        row.iter_mut().for_each(|x| *x /= norm);
+        norm
+    };
+    x.chunks_exact_mut(width).map(normalize).collect()
 }
 
 impl RunAttention<'_> {
@@ -381,7 +414,7 @@ pub fn qkv_part(
 }
 
 /// Rows of the position table, `[tokens]`.
-fn position_rows(model: &Model, batch: &Batch) -> Vec<u32> {
+pub fn position_rows(model: &Model, batch: &Batch) -> Vec<u32> {
     let pad = match model.family.positions {
         Positions::FromZero => return batch.positions.clone(),
         Positions::AfterPadding => model.config.pad_id,
@@ -401,7 +434,7 @@ fn position_rows(model: &Model, batch: &Batch) -> Vec<u32> {
 
 /// The row of MPNet's table for a key `distance` tokens behind the query: 16 buckets a direction, the
 /// upper 8 logarithmic up to 128 (as T5).
-fn relative_bucket(distance: i64) -> usize {
+pub fn relative_bucket(distance: i64) -> usize {
     let n = distance.unsigned_abs() as usize;
     let side = if distance > 0 { 16 } else { 0 };
     let bucket = if n < 8 {

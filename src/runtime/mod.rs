@@ -13,3 +13,4 @@ mod tests;
 pub use batch::Batch;
 pub use encoder::{Dense, Encoder, RunAttention, RunFeedForward, RunHead, RunLayer, RunNorm};
 pub use forward::{NoObserver, Observer, Output, Site};
+pub use forward::{normalize_rows, position_rows, relative_bucket};

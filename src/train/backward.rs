@@ -1,81 +1,230 @@
-//! The backward pass through one layer, by hand.
-//!
-//! A layer's inner activations are computed again from its input instead of being kept: memory is one
-//! hidden state a layer, at the price of one more forward pass.
+//! The way back, by hand.
 
+use super::tape::{AttentionTape, DropSite, FeedForwardTape, Plan, Tape, multiply};
 use crate::runtime::kernels::{
     Mat, MatMut, activation_gradient, add_product, layer_norm_backward, product, softmax_backward,
 };
-use crate::runtime::{Batch, Dense, Encoder, RunAttention, RunFeedForward, RunLayer};
+use crate::runtime::{
+    Batch, Dense, Encoder, RunAttention, RunFeedForward, RunLayer, RunNorm, relative_bucket,
+};
+use rayon::prelude::*;
 
-/// Gradients with respect to one layer's input and its masks (all masks at 1).
-#[derive(Debug)]
-pub struct LayerGradient {
-    /// `[tokens, hidden]`
-    pub input: Vec<f32>,
-    /// `[texts, heads]`: of each head's mask, by text.
-    pub heads: Vec<f32>,
-    /// `[texts, units]`: of each unit's mask, by text.
-    pub units: Vec<f32>,
+/// Gradients of a loss with respect to what a forward pass computed, over the whole batch.
+#[derive(Debug, Clone, Default)]
+pub struct Signal {
+    /// `[tokens, hidden]` by index of hidden state, 0 after the embeddings; `None` where the loss does
+    /// not look.
+    pub hidden: Vec<Option<Vec<f32>>>,
+    /// By layer, `[tokens, 3 · heads · head_dim]`.
+    pub qkv: Vec<Option<Vec<f32>>>,
 }
 
-/// Goes back through `layer`, whose input was `x` (`[tokens, hidden]`), with `grad` with respect to
-/// its output.
-pub fn layer(
-    encoder: &Encoder,
-    layer: &RunLayer,
-    x: &[f32],
-    batch: &Batch,
-    mut grad: Vec<f32>,
-) -> LayerGradient {
-    let (mut heads, mut units) = (Vec::new(), Vec::new());
-    let state = layer
-        .attention
-        .as_ref()
-        .map(|a| (a, encoder.attention_context(a, x, batch, None, &mut |_, _, _| {})));
-    let middle = state.as_ref().map(|(a, state)| a.finish(&state.context, x));
-    if let Some(ffn) = &layer.ffn {
-        grad = feed_forward(ffn, middle.as_deref().unwrap_or(x), batch, grad, &mut units);
+impl Signal {
+    /// Of a loss that looks nowhere yet, at a model of `layers` layers.
+    pub fn new(layers: usize) -> Signal {
+        Signal { hidden: vec![None; layers + 1], qkv: vec![None; layers] }
     }
-    if let Some((attention, state)) = state {
-        let sum = attention.output.add(&state.context, x);
-        layer_norm_backward(&sum, &attention.norm.weight, attention.norm.eps, &mut grad);
-        let context = input_gradient(&attention.output, &grad);
-        let width = attention.heads.len() * attention.head_dim;
-        heads = masked(batch, &context, &state.context, width, attention.head_dim);
-        let qkv = scores(encoder, attention, &state.qkv, batch, &context);
-        let tokens = batch.tokens();
-        let hidden = attention.query.input;
-        let linears = [&attention.query, &attention.key, &attention.value];
-        for (i, linear) in linears.into_iter().enumerate().filter(|_| width > 0) {
-            let part = Mat::new(&qkv, tokens, 3 * width).columns(i * width, width);
-            add_product(MatMut::new(&mut grad, tokens, hidden), part, linear.matrix(), 1.0);
+
+    /// Adds `scale · grad` to the gradient with respect to hidden state `index`.
+    pub fn add_hidden(&mut self, index: usize, grad: Vec<f32>, scale: f32) {
+        add(&mut self.hidden[index], grad, scale);
+    }
+
+    /// Adds `scale · grad` to the gradient with respect to query, key and value of `layer`.
+    pub fn add_qkv(&mut self, layer: usize, grad: Vec<f32>, scale: f32) {
+        add(&mut self.qkv[layer], grad, scale);
+    }
+}
+
+fn add(sum: &mut Option<Vec<f32>>, mut grad: Vec<f32>, scale: f32) {
+    match sum {
+        Some(sum) => sum.iter_mut().zip(grad).for_each(|(s, g)| *s += scale * g),
+        None => {
+            grad.iter_mut().for_each(|g| *g *= scale);
+            *sum = Some(grad);
         }
     }
-    LayerGradient { input: grad, heads, units }
 }
 
+/// What a group's way back gives besides what it leaves in the tape.
+#[derive(Debug, Clone)]
+pub struct Back {
+    /// By layer: scale and shift of the LayerNorms of attention and feed-forward block, `[hidden]` each.
+    pub norms: Vec<[NormGradient; 2]>,
+    pub embedding_norm: NormGradient,
+    /// `[32, heads]`; empty where the model has none.
+    pub relative_bias: Vec<f32>,
+    /// `[tokens, embedding]`: with respect to the sum of the embeddings.
+    pub embedding_sum: Vec<f32>,
+    /// By layer, `[texts, heads]`: of each head's mask, by text. Empty unless asked for.
+    pub heads: Vec<Vec<f32>>,
+    /// By layer, `[texts, units]`.
+    pub units: Vec<Vec<f32>>,
+}
+
+/// Of a LayerNorm's scale and shift; empty where there is none.
+#[derive(Debug, Clone, Default)]
+pub struct NormGradient {
+    pub weight: Vec<f32>,
+    pub bias: Vec<f32>,
+}
+
+impl NormGradient {
+    /// Goes back through `norm`, whose input was `x`: changes `grad` in place.
+    pub(super) fn through(norm: &RunNorm, x: &[f32], grad: &mut [f32]) -> NormGradient {
+        let zeros = || vec![0.0; norm.weight.len()];
+        let mut found = NormGradient { weight: zeros(), bias: zeros() };
+        let NormGradient { weight, bias } = &mut found;
+        layer_norm_backward(x, &norm.weight, norm.eps, grad, weight, bias);
+        found
+    }
+}
+
+/// Goes back from `signal` to the embeddings, group by group on all threads. Tapes are left with the
+/// gradients with respect to the outputs of all linear layers, for [`super::weights`].
+pub fn backward(
+    encoder: &Encoder,
+    path: &[&RunLayer],
+    tapes: &mut [Tape],
+    signal: &Signal,
+    plan: &Plan,
+) -> Vec<Back> {
+    tapes.par_iter_mut().map(|tape| group(encoder, path, tape, signal, plan)).collect()
+}
+
+fn group(
+    encoder: &Encoder,
+    path: &[&RunLayer],
+    tape: &mut Tape,
+    signal: &Signal,
+    plan: &Plan,
+) -> Back {
+    let Tape { batch, first_text, first_token, .. } = tape;
+    let (batch, first_text, first_token) = (&*batch, *first_text, *first_token);
+    let tokens = batch.tokens();
+    let mine = |grad: &Vec<f32>, width: usize| {
+        grad[first_token * width..(first_token + tokens) * width].to_vec()
+    };
+    let hidden = encoder.model.config.hidden;
+    let depth = path.len();
+    let mut grad = match &signal.hidden[depth] {
+        Some(last) => mine(last, hidden),
+        None => vec![0.0; tokens * hidden],
+    };
+    let mut back = Back {
+        norms: vec![Default::default(); depth],
+        embedding_norm: NormGradient::default(),
+        relative_bias: vec![0.0; encoder.relative_bias.as_ref().map_or(0, |b| b.len())],
+        embedding_sum: Vec::new(),
+        heads: vec![Vec::new(); depth],
+        units: vec![Vec::new(); depth],
+    };
+    for (l, layer) in path.iter().enumerate().rev() {
+        let kept = &mut tape.layers[l];
+        if let (Some(ffn), Some(kept)) = (&layer.ffn, &mut kept.ffn) {
+            let way = Way { batch, first_text, first_token, layer: l, plan };
+            (back.norms[l][1], back.units[l]) = feed_forward(ffn, kept, &mut grad, &way);
+        }
+        if let (Some(attention), Some(kept)) = (&layer.attention, &mut kept.attention) {
+            let way = Way { batch, first_text, first_token, layer: l, plan };
+            let width = attention.heads.len() * attention.head_dim;
+            let injected = signal.qkv[l].as_ref().map(|g| mine(g, 3 * width));
+            let bias = &mut back.relative_bias;
+            (back.norms[l][0], back.heads[l]) =
+                attend(encoder, attention, kept, &mut grad, injected, bias, &way);
+        }
+        if let Some(more) = &signal.hidden[l] {
+            let from = first_token * hidden;
+            grad.iter_mut().zip(&more[from..]).for_each(|(g, m)| *g += m);
+        }
+    }
+    if let Some(project) = &encoder.project {
+        let input = input_gradient(project, &grad);
+        tape.embedding_grad = std::mem::replace(&mut grad, input);
+    }
+    let width = encoder.norm.weight.len();
+    plan.dropout.rows(&mut grad, (0, DropSite::Embeddings), first_token, width);
+    back.embedding_norm = NormGradient::through(&encoder.norm, &tape.embedding_sum, &mut grad);
+    back.embedding_sum = grad;
+    back
+}
+
+/// Where in batch and model a block stands.
+struct Way<'a> {
+    batch: &'a Batch,
+    first_text: usize,
+    first_token: usize,
+    layer: usize,
+    plan: &'a Plan<'a>,
+}
+
+/// `grad`, with respect to the block's output, becomes the one with respect to its input.
 fn feed_forward(
     ffn: &RunFeedForward,
-    x: &[f32],
-    batch: &Batch,
-    mut grad: Vec<f32>,
-    mask: &mut Vec<f32>,
-) -> Vec<f32> {
-    let inner = ffn.up.forward(x);
-    let mut units = inner.clone();
-    crate::runtime::kernels::activate(ffn.activation, &mut units);
-    let sum = ffn.down.add(&units, x);
-    layer_norm_backward(&sum, &ffn.norm.weight, ffn.norm.eps, &mut grad);
-    let mut inner_grad = input_gradient(&ffn.down, &grad);
-    *mask = masked(batch, &inner_grad, &units, ffn.up.out, 1);
-    activation_gradient(ffn.activation, &inner, &mut inner_grad);
-    if ffn.up.out > 0 {
-        let (tokens, hidden) = (batch.tokens(), ffn.up.input);
-        let part = Mat::new(&inner_grad, tokens, ffn.up.out);
-        add_product(MatMut::new(&mut grad, tokens, hidden), part, ffn.up.matrix(), 1.0);
+    kept: &mut FeedForwardTape,
+    grad: &mut [f32],
+    way: &Way,
+) -> (NormGradient, Vec<f32>) {
+    let norm = NormGradient::through(&ffn.norm, &kept.sum, grad);
+    let out = &mut kept.sum;
+    out.copy_from_slice(grad);
+    let hidden = ffn.down.out;
+    way.plan.dropout.rows(out, (way.layer, DropSite::Down), way.first_token, hidden);
+    let mut inner = input_gradient(&ffn.down, out);
+    let mut mask = Vec::new();
+    if way.plan.mask_gradients {
+        let units = kept.unmasked.as_ref().unwrap_or(&kept.units);
+        mask = masked(way.batch, &inner, units, ffn.up.out, 1);
     }
-    grad
+    if let Some(masks) = way.plan.masks {
+        multiply(&mut inner, &masks.units[way.layer], 1);
+    }
+    activation_gradient(ffn.activation, &kept.inner, &mut inner);
+    if ffn.up.out > 0 {
+        let tokens = way.batch.tokens();
+        let part = Mat::new(&inner, tokens, ffn.up.out);
+        add_product(MatMut::new(grad, tokens, hidden), part, ffn.up.matrix(), 1.0);
+    }
+    kept.inner = inner;
+    (norm, mask)
+}
+
+fn attend(
+    encoder: &Encoder,
+    attention: &RunAttention,
+    kept: &mut AttentionTape,
+    grad: &mut [f32],
+    injected: Option<Vec<f32>>,
+    relative_bias: &mut [f32],
+    way: &Way,
+) -> (NormGradient, Vec<f32>) {
+    let norm = NormGradient::through(&attention.norm, &kept.sum, grad);
+    let out = &mut kept.sum;
+    out.copy_from_slice(grad);
+    let hidden = attention.output.out;
+    way.plan.dropout.rows(out, (way.layer, DropSite::AttentionOutput), way.first_token, hidden);
+    let mut context = input_gradient(&attention.output, out);
+    let width = attention.heads.len() * attention.head_dim;
+    let mut mask = Vec::new();
+    if way.plan.mask_gradients {
+        let values = kept.unmasked.as_ref().unwrap_or(&kept.context);
+        mask = masked(way.batch, &context, values, width, attention.head_dim);
+    }
+    if let Some(masks) = way.plan.masks {
+        multiply(&mut context, &masks.heads[way.layer], attention.head_dim);
+    }
+    let mut qkv = scores(encoder, attention, &kept.qkv, &context, relative_bias, way);
+    if let Some(injected) = injected {
+        qkv.iter_mut().zip(injected).for_each(|(g, i)| *g += i);
+    }
+    let tokens = way.batch.tokens();
+    let linears = [&attention.query, &attention.key, &attention.value];
+    for (i, linear) in linears.into_iter().enumerate().filter(|_| width > 0) {
+        let part = Mat::new(&qkv, tokens, 3 * width).columns(i * width, width);
+        add_product(MatMut::new(grad, tokens, linear.input), part, linear.matrix(), 1.0);
+    }
+    kept.qkv = qkv;
+    (norm, mask)
 }
 
 /// `grad·W`: with respect to a linear layer's input.
@@ -89,7 +238,7 @@ pub(super) fn input_gradient(linear: &Dense, grad: &[f32]) -> Vec<f32> {
     input
 }
 
-/// With respect to masks at 1 that multiply blocks of `dim` columns of `value`: Σ grad · value over the
+/// With respect to masks that multiply blocks of `dim` columns of `value`: Σ grad · value over the
 /// tokens of each text. Both are `[tokens, width]`; `[texts, width / dim]`.
 fn masked(batch: &Batch, grad: &[f32], value: &[f32], width: usize, dim: usize) -> Vec<f32> {
     let count = width / dim;
@@ -112,17 +261,20 @@ fn scores(
     encoder: &Encoder,
     attention: &RunAttention,
     qkv: &[f32],
-    batch: &Batch,
     grad: &[f32],
+    relative_bias: &mut [f32],
+    way: &Way,
 ) -> Vec<f32> {
+    let batch = way.batch;
     let (tokens, dim) = (batch.tokens(), attention.head_dim);
     let width = attention.heads.len() * dim;
     let scale = 1.0 / (dim as f32).sqrt();
     let mut out = vec![0.0; qkv.len()];
-    let mut probs = Vec::new();
+    let (mut probs, mut dropped) = (Vec::new(), Vec::new());
     for text in 0..batch.texts() {
         let (from, len) = (batch.starts[text], batch.starts[text + 1] - batch.starts[text]);
-        let bias = encoder.score_bias(&batch.positions[from..from + len]);
+        let positions = &batch.positions[from..from + len];
+        let bias = encoder.score_bias(positions);
         let mut inner = vec![0.0; len * len];
         for head in 0..attention.heads.len() {
             let column = head * dim;
@@ -135,16 +287,36 @@ fn scores(
                 let out = MatMut::new(&mut out, tokens, 3 * width);
                 product(out.columns(which * width + column, dim).block(from, len), a, b, alpha);
             };
+            let drop = |values: &mut [f32]| {
+                way.plan.dropout.probabilities(values, way.layer, way.first_text + text, head);
+            };
             let upstream = Mat::new(grad, tokens, width).columns(column, dim).block(from, len);
             encoder.probabilities(attention, qkv, from, len, head, bias.as_deref(), &mut probs);
-            write(2, Mat::new(&probs, len, len).t(), upstream, 1.0);
+            dropped.clone_from(&probs);
+            drop(&mut dropped);
+            write(2, Mat::new(&dropped, len, len).t(), upstream, 1.0);
             product(MatMut::new(&mut inner, len, len), upstream, part(2).t(), 1.0);
+            drop(&mut inner);
             for (p, g) in probs.chunks_exact(len).zip(inner.chunks_exact_mut(len)) {
                 softmax_backward(p, g);
+            }
+            if !relative_bias.is_empty() {
+                add_by_distance(relative_bias, &inner, positions, attention.heads[head]);
             }
             write(0, Mat::new(&inner, len, len), part(1), scale);
             write(1, Mat::new(&inner, len, len).t(), part(0), scale);
         }
     }
     out
+}
+
+/// Adds gradients of scores, `[len, len]`, to those of MPNet's table, `[32, heads]`.
+fn add_by_distance(table: &mut [f32], grad: &[f32], positions: &[u32], head: usize) {
+    let heads = table.len() / 32;
+    let rows = grad.chunks_exact(positions.len());
+    for (&query, row) in positions.iter().zip(rows) {
+        for (&key, g) in positions.iter().zip(row) {
+            table[relative_bucket(key as i64 - query as i64) * heads + head] += g;
+        }
+    }
 }

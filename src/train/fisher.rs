@@ -1,11 +1,12 @@
 //! Fisher scores of heads and feed-forward units (Kwon et al. 2022, §4.2; CoFi notes, §7.1).
 
-use super::backward::{self, input_gradient};
+use super::backward::{self, Back, Signal, input_gradient};
+use super::tape::{self, Plan};
 use crate::Result;
 use crate::data::Targets;
 use crate::model::{PoolMode, Task};
 use crate::runtime::kernels::{activate, activation_gradient};
-use crate::runtime::{Batch, Encoder, Observer, RunHead};
+use crate::runtime::{Batch, Encoder, RunHead};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -34,25 +35,18 @@ pub fn mask_gradients(
     targets: Option<&Targets>,
     seed: u64,
 ) -> Result<MaskGradients> {
-    struct Inputs(Vec<Vec<f32>>);
-    impl Observer for Inputs {
-        fn hidden(&mut self, _: usize, x: &[f32]) {
-            self.0.push(x.to_vec());
-        }
-    }
-    let mut inputs = Inputs(Vec::new());
-    let last = encoder.hidden(batch, None, &mut inputs)?;
-    let mut grad = loss_gradient(encoder, batch, &last, targets, seed);
-    let mut gradients = MaskGradients::default();
-    for (layer, x) in encoder.layers.iter().zip(&inputs.0).rev() {
-        let step = backward::layer(encoder, layer, x, batch, grad);
-        grad = step.input;
-        gradients.heads.push(step.heads);
-        gradients.units.push(step.units);
-    }
-    gradients.heads.reverse();
-    gradients.units.reverse();
-    Ok(gradients)
+    let path: Vec<_> = encoder.layers.iter().collect();
+    let plan = Plan { mask_gradients: true, ..Plan::default() };
+    let mut tapes = tape::forward(encoder, &path, batch, &plan)?;
+    let mut signal = Signal::new(path.len());
+    let last = tape::hidden(&tapes, path.len());
+    signal.add_hidden(path.len(), loss_gradient(encoder, batch, &last, targets, seed), 1.0);
+    let backs = backward::backward(encoder, &path, &mut tapes, &signal, &plan);
+    let rows = |pick: fn(&Back) -> &Vec<Vec<f32>>| {
+        let layer = |l| backs.iter().flat_map(|b| &pick(b)[l]).copied().collect();
+        (0..path.len()).map(layer).collect()
+    };
+    Ok(MaskGradients { heads: rows(|b| &b.heads), units: rows(|b| &b.units) })
 }
 
 /// With respect to the last hidden state, `[tokens, hidden]`.

@@ -1,10 +1,13 @@
-//! Gradients. So far those that passes score with; the training loop will stand on the same ones.
+//! Training: the way back through the encoder, losses, and the loop that passes share.
 
 pub mod backward;
 pub mod fisher;
+pub mod head;
 pub mod moments;
+pub mod tape;
 #[cfg(test)]
 mod tests;
+pub mod weights;
 
 use crate::Result;
 use rayon::prelude::*;

@@ -5,14 +5,16 @@
 //! time. `reference` holds the plain twins that the tests compare with.
 
 mod activation;
+mod dropout;
 mod matmul;
 mod norm;
 #[cfg(test)]
 mod reference;
 
 pub use activation::{activate, activation_gradient, softmax, softmax_backward};
+pub use dropout::dropout;
 pub use matmul::{Mat, MatMut, add_product, product};
-pub use norm::{add_bias, layer_norm, layer_norm_backward};
+pub use norm::{add_bias, add_columns, layer_norm, layer_norm_backward};
 
 /// Defines `pub fn name(args)` that runs `body` compiled for the best instruction set at hand.
 macro_rules! dispatch {

@@ -26,12 +26,24 @@ dispatch! {
 }
 
 #[inline(always)]
-fn layer_norm_backward_body(x: &[f32], weight: &[f32], eps: f32, grad: &mut [f32]) {
+fn layer_norm_backward_body(
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    grad: &mut [f32],
+    weight_grad: &mut [f32],
+    bias_grad: &mut [f32],
+) {
     let width = weight.len();
     let n = width as f32;
     for (x, grad) in x.chunks_exact(width).zip(grad.chunks_exact_mut(width)) {
         let (mean, scale) = moments(x, eps);
-        grad.iter_mut().zip(weight).for_each(|(g, w)| *g *= w);
+        let sums = weight_grad.iter_mut().zip(bias_grad.iter_mut());
+        for (((g, x), w), (dw, db)) in grad.iter_mut().zip(x).zip(weight).zip(sums) {
+            *dw += *g * (x - mean) * scale;
+            *db += *g;
+            *g *= w;
+        }
         let sum = reduce(grad, grad, |g, _| g) / n;
         let dot = reduce(grad, x, |g, x| g * (x - mean) * scale) / n;
         for (g, x) in grad.iter_mut().zip(x) {
@@ -42,8 +54,27 @@ fn layer_norm_backward_body(x: &[f32], weight: &[f32], eps: f32, grad: &mut [f32
 
 dispatch! {
     /// `grad`, with respect to the output, becomes the one with respect to the input `x`
-    /// (both `[rows, hidden]`).
-    pub fn layer_norm_backward(x: &[f32], weight: &[f32], eps: f32, grad: &mut [f32]) = layer_norm_backward_body
+    /// (both `[rows, hidden]`); those of `weight` and of the bias, `[hidden]`, are added to theirs.
+    pub fn layer_norm_backward(
+        x: &[f32],
+        weight: &[f32],
+        eps: f32,
+        grad: &mut [f32],
+        weight_grad: &mut [f32],
+        bias_grad: &mut [f32],
+    ) = layer_norm_backward_body
+}
+
+#[inline(always)]
+fn add_columns_body(x: &[f32], sums: &mut [f32]) {
+    for row in x.chunks_exact(sums.len()) {
+        sums.iter_mut().zip(row).for_each(|(s, x)| *s += x);
+    }
+}
+
+dispatch! {
+    /// Adds the rows of `x`, `[rows, out]`, to `sums`, `[out]`: the gradient of a bias.
+    pub fn add_columns(x: &[f32], sums: &mut [f32]) = add_columns_body
 }
 
 #[inline(always)]
@@ -87,7 +118,13 @@ mod tests {
                 y.iter().zip(&upstream).map(|(y, &u)| y * u as f64).sum()
             };
             let mut grad = upstream.clone();
-            layer_norm_backward(&x, &weight, 1e-3, &mut grad);
+            let (mut weight_grad, mut bias_grad) = (vec![0.0; n], vec![0.0; n]);
+            layer_norm_backward(&x, &weight, 1e-3, &mut grad, &mut weight_grad, &mut bias_grad);
+            prop_assert_eq!(&bias_grad, &upstream);
+            let normed = reference::layer_norm(&x, &vec![1.0; n], &vec![0.0; n], 1e-3);
+            for ((g, u), y) in weight_grad.iter().zip(&upstream).zip(normed) {
+                prop_assert!((*g as f64 - *u as f64 * y).abs() < 1e-4, "{} {}", g, *u as f64 * y);
+            }
             for i in 0..n {
                 let (mut up, mut down) = (x.clone(), x.clone());
                 up[i] += 1e-2;

@@ -1,0 +1,87 @@
+//! Every weight of a model in a fixed order, for who trains them.
+
+use super::*;
+
+/// One weight of a model.
+#[derive(Debug)]
+pub enum Place<'a> {
+    /// A matrix of a linear layer, or the word table.
+    Matrix(&'a mut Weight),
+    /// A bias, a LayerNorm's scale or shift, a table.
+    Tensor(&'a mut Tensor),
+    /// Row 0 of ERNIE's task types: the only one in use.
+    FirstRow(&'a mut Tensor),
+}
+
+/// Where in the encoder a weight stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The word table.
+    Words,
+    /// The other tables, their LayerNorm and projection; MPNet's relative positions.
+    Embeddings,
+    Layer(usize),
+    Head,
+}
+
+impl Model {
+    /// Every weight, with the part it belongs to; in the order of `Encoder::leaves_mut`.
+    pub fn places_mut(&mut self) -> Vec<(Part, Place<'_>)> {
+        let e = &mut self.embeddings;
+        let mut places = vec![
+            (Part::Words, Place::Matrix(&mut e.word)),
+            (Part::Embeddings, Place::Tensor(&mut e.position)),
+        ];
+        let mut rest: Vec<Place> = Vec::new();
+        rest.extend(e.token_type.as_mut().map(Place::Tensor));
+        rest.extend(e.task_type.as_mut().map(Place::FirstRow));
+        rest.extend(norm(&mut e.norm));
+        rest.extend(e.project.iter_mut().flat_map(linear));
+        rest.extend(self.relative_bias.as_mut().map(Place::Tensor));
+        places.extend(rest.into_iter().map(|p| (Part::Embeddings, p)));
+        for (l, layer) in self.layers.iter_mut().enumerate() {
+            let mut rest: Vec<Place> = Vec::new();
+            if let Some(a) = &mut layer.attention {
+                for part in [&mut a.query, &mut a.key, &mut a.value, &mut a.output] {
+                    rest.extend(linear(part));
+                }
+                rest.extend(norm(&mut a.norm));
+            }
+            if let Some(f) = &mut layer.ffn {
+                rest.extend(linear(&mut f.up));
+                rest.extend(linear(&mut f.down));
+                rest.extend(norm(&mut f.norm));
+            }
+            places.extend(rest.into_iter().map(|p| (Part::Layer(l), p)));
+        }
+        let mut rest: Vec<Place> = Vec::new();
+        match &mut self.head {
+            Head::SequenceClassification { dense, out, .. } => {
+                rest.extend(linear(dense));
+                rest.extend(linear(out));
+            }
+            Head::TokenClassification { out } | Head::QuestionAnswering { out } => {
+                rest.extend(linear(out));
+            }
+            Head::MaskedLm { dense, norm: n, decoder, bias, .. } => {
+                rest.extend(linear(dense));
+                rest.extend(norm(n));
+                rest.extend(decoder.as_mut().map(Place::Tensor));
+                rest.push(Place::Tensor(bias));
+            }
+            Head::Embedding { .. } => {}
+            Head::Bare { pooler } => rest.extend(pooler.iter_mut().flat_map(linear)),
+        }
+        places.extend(rest.into_iter().map(|p| (Part::Head, p)));
+        places
+    }
+}
+
+fn linear(linear: &mut Linear) -> impl Iterator<Item = Place<'_>> {
+    std::iter::once(Place::Matrix(&mut linear.weight))
+        .chain(linear.bias.as_mut().map(Place::Tensor))
+}
+
+fn norm(norm: &mut Norm) -> [Place<'_>; 2] {
+    [Place::Tensor(&mut norm.weight), Place::Tensor(&mut norm.bias)]
+}

@@ -1,0 +1,286 @@
+//! The forward pass that keeps what the way back needs.
+
+use crate::Result;
+use crate::model::slice::Masks;
+use crate::runtime::kernels::dropout;
+use crate::runtime::{Batch, Encoder, RunAttention, RunFeedForward, RunLayer};
+use rayon::prelude::*;
+
+/// What training does to the forward pass.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Plan<'a> {
+    /// Multipliers of heads and units.
+    pub masks: Option<&'a Masks>,
+    /// Whether the way back sums gradients of the masks (all 1 where there are none).
+    pub mask_gradients: bool,
+    pub dropout: Dropout,
+}
+
+/// Rates of dropout, as BERT has it: behind the embeddings and both blocks' outputs (`hidden`), and on
+/// attention probabilities. What is dropped depends on `key` and the place alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Dropout {
+    pub hidden: f32,
+    pub attention: f32,
+    pub key: u64,
+}
+
+/// Places where dropout draws.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum DropSite {
+    Embeddings,
+    Probabilities,
+    AttentionOutput,
+    Down,
+    Head,
+}
+
+impl Dropout {
+    fn key(&self, layer: usize, site: DropSite, sub: usize) -> u32 {
+        // splitmix64, once for each word mixed in.
+        let mix = |x: u64| {
+            let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            x ^ (x >> 31)
+        };
+        let place = (layer as u64) << 3 | site as u64;
+        (mix(mix(self.key ^ mix(place)) ^ sub as u64) >> 32) as u32
+    }
+
+    /// On rows `first..` of the whole batch, each `width` wide.
+    pub(super) fn rows(
+        &self,
+        x: &mut [f32],
+        (layer, site): (usize, DropSite),
+        first: usize,
+        width: usize,
+    ) {
+        if self.hidden > 0.0 {
+            dropout(x, self.hidden, self.key(layer, site, 0), (first * width) as u32);
+        }
+    }
+
+    /// On the probabilities of one head of one text of the whole batch.
+    pub(super) fn probabilities(&self, probs: &mut [f32], layer: usize, text: usize, head: usize) {
+        if self.attention > 0.0 {
+            let key = self.key(layer, DropSite::Probabilities, text << 12 | head);
+            dropout(probs, self.attention, key, 0);
+        }
+    }
+}
+
+/// What is kept of a group of texts of a batch: `tokens` counts those of the group.
+///
+/// The way back writes gradients over what it no longer needs: afterwards `sum`, `qkv` and `inner` hold
+/// the gradients with respect to the outputs of the linear layers.
+#[derive(Debug)]
+pub struct Tape {
+    pub batch: Batch,
+    /// Number of the group's first text and token in the whole batch.
+    pub first_text: usize,
+    pub first_token: usize,
+    /// `[tokens, embedding]`: what the LayerNorm of the embeddings sees.
+    pub embedding_sum: Vec<f32>,
+    /// `[tokens, embedding]`: what ELECTRA's projection multiplies.
+    pub embedding_norm: Option<Vec<f32>>,
+    /// With respect to the projection's output, once the way back has been gone.
+    pub embedding_grad: Vec<f32>,
+    pub layers: Vec<LayerTape>,
+    /// `[tokens, hidden]`: the last hidden state.
+    pub last: Vec<f32>,
+}
+
+#[derive(Debug)]
+pub struct LayerTape {
+    /// `[tokens, hidden]`: the hidden state that the layer gets.
+    pub x: Vec<f32>,
+    pub attention: Option<AttentionTape>,
+    pub ffn: Option<FeedForwardTape>,
+}
+
+#[derive(Debug)]
+pub struct AttentionTape {
+    /// `[tokens, 3 · heads · head_dim]`: query, key and value side by side.
+    pub qkv: Vec<f32>,
+    /// `[tokens, heads · head_dim]`, masks applied.
+    pub context: Vec<f32>,
+    /// As `context` without masks, where there are any.
+    pub unmasked: Option<Vec<f32>>,
+    /// `[tokens, hidden]`: what the LayerNorm sees.
+    pub sum: Vec<f32>,
+}
+
+#[derive(Debug)]
+pub struct FeedForwardTape {
+    /// `[tokens, hidden]`
+    pub x: Vec<f32>,
+    /// `[tokens, ffn]`: before the activation.
+    pub inner: Vec<f32>,
+    /// `[tokens, ffn]`: behind it, masks applied.
+    pub units: Vec<f32>,
+    pub unmasked: Option<Vec<f32>>,
+    /// `[tokens, hidden]`: what the LayerNorm sees.
+    pub sum: Vec<f32>,
+}
+
+/// Tokens from which on a group is large enough: its matrix products run at full speed, and a batch
+/// still makes enough groups for all threads.
+const GROUP_TOKENS: usize = 128;
+
+/// Cuts a batch into groups of consecutive texts, by its lengths alone.
+pub fn groups(batch: &Batch) -> Vec<std::ops::Range<usize>> {
+    let mut groups = Vec::new();
+    let mut from = 0;
+    for text in 1..=batch.texts() {
+        if batch.starts[text] - batch.starts[from] >= GROUP_TOKENS || text == batch.texts() {
+            groups.push(from..text);
+            from = text;
+        }
+    }
+    groups
+}
+
+/// Runs `batch` through the layers of `path`, group by group on all threads.
+///
+/// # Errors
+/// As [`Encoder::forward`].
+pub fn forward(
+    encoder: &Encoder,
+    path: &[&RunLayer],
+    batch: &Batch,
+    plan: &Plan,
+) -> Result<Vec<Tape>> {
+    let group = |g: std::ops::Range<usize>| group(encoder, path, batch, g, plan);
+    groups(batch).into_par_iter().map(group).collect()
+}
+
+fn group(
+    encoder: &Encoder,
+    path: &[&RunLayer],
+    whole: &Batch,
+    texts: std::ops::Range<usize>,
+    plan: &Plan,
+) -> Result<Tape> {
+    let batch = whole.part(texts.start, texts.end);
+    let first = (texts.start, whole.starts[texts.start]);
+    let embedding_sum = encoder.embedding_sum(&batch)?;
+    let mut x = embedding_sum.clone();
+    encoder.norm.apply(&mut x);
+    let width = encoder.norm.weight.len();
+    plan.dropout.rows(&mut x, (0, DropSite::Embeddings), first.1, width);
+    let mut embedding_norm = None;
+    if let Some(project) = &encoder.project {
+        let projected = project.forward(&x);
+        embedding_norm = Some(std::mem::replace(&mut x, projected));
+    }
+    let mut layers = Vec::with_capacity(path.len());
+    for (l, layer) in path.iter().enumerate() {
+        let mut tape = LayerTape { x, attention: None, ffn: None };
+        let mut out = None;
+        if let Some(attention) = &layer.attention {
+            let (kept, y) = attend(encoder, attention, &tape.x, &batch, first, l, plan);
+            tape.attention = Some(kept);
+            out = Some(y);
+        }
+        if let Some(ffn) = &layer.ffn {
+            let x = out.take().unwrap_or_else(|| tape.x.clone());
+            let (kept, y) = feed_forward(ffn, x, first.1, l, plan);
+            tape.ffn = Some(kept);
+            out = Some(y);
+        }
+        x = out.unwrap_or_else(|| tape.x.clone());
+        layers.push(tape);
+    }
+    Ok(Tape {
+        batch,
+        first_text: first.0,
+        first_token: first.1,
+        embedding_sum,
+        embedding_norm,
+        embedding_grad: Vec::new(),
+        layers,
+        last: x,
+    })
+}
+
+fn attend(
+    encoder: &Encoder,
+    attention: &RunAttention,
+    x: &[f32],
+    batch: &Batch,
+    (first_text, first_token): (usize, usize),
+    layer: usize,
+    plan: &Plan,
+) -> (AttentionTape, Vec<f32>) {
+    let mut drop = |head: usize, text: usize, probs: &mut [f32]| {
+        plan.dropout.probabilities(probs, layer, first_text + text, head);
+    };
+    let state = encoder.attention_context(attention, x, batch, None, &mut drop);
+    let mut context = state.context;
+    let mut unmasked = None;
+    if let Some(masks) = plan.masks {
+        unmasked = Some(context.clone());
+        multiply(&mut context, &masks.heads[layer], attention.head_dim);
+    }
+    let mut sum = attention.output.forward_rows(&context, batch.tokens());
+    let hidden = attention.output.out;
+    plan.dropout.rows(&mut sum, (layer, DropSite::AttentionOutput), first_token, hidden);
+    sum.iter_mut().zip(x).for_each(|(s, x)| *s += x);
+    let mut y = sum.clone();
+    attention.norm.apply(&mut y);
+    (AttentionTape { qkv: state.qkv, context, unmasked, sum }, y)
+}
+
+fn feed_forward(
+    ffn: &RunFeedForward,
+    x: Vec<f32>,
+    first_token: usize,
+    layer: usize,
+    plan: &Plan,
+) -> (FeedForwardTape, Vec<f32>) {
+    let inner = ffn.up.forward(&x);
+    let mut units = inner.clone();
+    crate::runtime::kernels::activate(ffn.activation, &mut units);
+    let mut unmasked = None;
+    if let Some(masks) = plan.masks {
+        unmasked = Some(units.clone());
+        multiply(&mut units, &masks.units[layer], 1);
+    }
+    let hidden = ffn.down.out;
+    let mut sum = ffn.down.forward_rows(&units, x.len() / hidden);
+    plan.dropout.rows(&mut sum, (layer, DropSite::Down), first_token, hidden);
+    sum.iter_mut().zip(&x).for_each(|(s, x)| *s += x);
+    let mut y = sum.clone();
+    ffn.norm.apply(&mut y);
+    (FeedForwardTape { x, inner, units, unmasked, sum }, y)
+}
+
+/// Multiplies blocks of `dim` columns of `x` by the numbers of `mask`.
+pub(super) fn multiply(x: &mut [f32], mask: &[f32], dim: usize) {
+    if mask.is_empty() {
+        return;
+    }
+    for row in x.chunks_exact_mut(mask.len() * dim) {
+        for (block, m) in row.chunks_exact_mut(dim).zip(mask) {
+            block.iter_mut().for_each(|x| *x *= m);
+        }
+    }
+}
+
+/// Hidden state `index` of the whole batch, `[tokens, hidden]`: 0 after the embeddings, `l + 1` after
+/// layer `l`.
+pub fn hidden(tapes: &[Tape], index: usize) -> Vec<f32> {
+    let state = |t: &Tape| t.layers.get(index).map_or(&t.last, |l| &l.x).clone();
+    tapes.iter().flat_map(state).collect()
+}
+
+/// Query, key and value of `layer` of the whole batch, `[tokens, 3 · heads · head_dim]`; `None` where
+/// the attention is gone.
+pub fn qkv(tapes: &[Tape], layer: usize) -> Option<Vec<f32>> {
+    let mut all = Vec::new();
+    for tape in tapes {
+        all.extend_from_slice(&tape.layers[layer].attention.as_ref()?.qkv);
+    }
+    Some(all)
+}

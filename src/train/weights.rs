@@ -1,0 +1,170 @@
+//! Gradients of the weights, from tapes that the way back has been gone over.
+
+use super::backward::{Back, NormGradient};
+use super::tape::Tape;
+use crate::runtime::kernels::{Mat, MatMut, add_columns, add_product};
+use crate::runtime::{Dense, Encoder, RunNorm, position_rows};
+use rayon::prelude::*;
+use std::borrow::Cow;
+
+/// Rows of a weight's gradient that one task computes.
+const BLOCK_ROWS: usize = 64;
+
+/// A part of one linear layer's gradient, and where its factors are on a tape: the gradient of its
+/// output and its input.
+struct Task<'a> {
+    /// `[rows, in]` of the weight's gradient, from row `first`.
+    weight: &'a mut [f32],
+    first: usize,
+    /// The whole bias gradient, with the first block.
+    bias: Option<&'a mut [f32]>,
+    site: Site,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Site {
+    /// Query, key or value of a layer.
+    Qkv(usize, usize),
+    AttentionOutput(usize),
+    Up(usize),
+    Down(usize),
+    Project,
+}
+
+impl Site {
+    /// Gradient of the output `[tokens, out]`, and input `[tokens, in]`.
+    fn factors(self, tape: &Tape) -> (Mat<'_>, Mat<'_>) {
+        let tokens = tape.batch.tokens();
+        let whole = |x: &'_ [f32]| x.len() / tokens;
+        let mat = |x| Mat::new(x, tokens, whole(x));
+        const KEPT: &str = "a tape of the same layers";
+        match self {
+            Site::Qkv(l, which) => {
+                let kept = tape.layers[l].attention.as_ref().expect(KEPT);
+                let width = whole(&kept.context);
+                (mat(&kept.qkv).columns(which * width, width), mat(&tape.layers[l].x))
+            }
+            Site::AttentionOutput(l) => {
+                let kept = tape.layers[l].attention.as_ref().expect(KEPT);
+                (mat(&kept.sum), mat(&kept.context))
+            }
+            Site::Up(l) => {
+                let kept = tape.layers[l].ffn.as_ref().expect(KEPT);
+                (mat(&kept.inner), mat(&kept.x))
+            }
+            Site::Down(l) => {
+                let kept = tape.layers[l].ffn.as_ref().expect(KEPT);
+                (mat(&kept.sum), mat(&kept.units))
+            }
+            Site::Project => {
+                let input = tape.embedding_norm.as_ref().expect(KEPT);
+                (mat(&tape.embedding_grad), mat(input))
+            }
+        }
+    }
+}
+
+impl Task<'_> {
+    /// `+= outputᵀ · input`, tape after tape: the order of the sum does not depend on threads.
+    fn run(self, tapes: &[Tape]) {
+        let Task { weight, first, bias, site } = self;
+        for tape in tapes {
+            let (output, input) = site.factors(tape);
+            if input.cols > 0 {
+                let rows = weight.len() / input.cols;
+                let out = MatMut::new(weight, rows, input.cols);
+                add_product(out, output.columns(first, rows).t(), input, 1.0);
+            }
+        }
+        let Some(bias) = bias else { return };
+        for tape in tapes {
+            let output = site.factors(tape).0;
+            if output.stride == bias.len() {
+                add_columns(output.data, bias);
+            } else {
+                for row in output.data.chunks(output.stride) {
+                    bias.iter_mut().zip(row).for_each(|(b, g)| *b += g);
+                }
+            }
+        }
+    }
+}
+
+/// The tasks of one linear layer; none where its gradient is not wanted (its buffers are empty).
+fn tasks<'a>(grad: &'a mut Dense, site: Site, all: &mut Vec<Task<'a>>) {
+    let input = grad.input;
+    let mut bias = grad.bias.as_mut().map(|b| &mut b.to_mut()[..]).filter(|b| !b.is_empty());
+    let weight = grad.weight.to_mut();
+    if weight.is_empty() {
+        all.extend(bias.map(|bias| Task { weight: &mut [], first: 0, bias: Some(bias), site }));
+        return;
+    }
+    for (i, weight) in weight.chunks_mut(BLOCK_ROWS * input).enumerate() {
+        all.push(Task { weight, first: i * BLOCK_ROWS, bias: bias.take(), site });
+    }
+}
+
+/// Adds the gradients of every weight of `path` to `grads`, which has the shape of the model; an empty
+/// buffer says that a gradient is not wanted. `own[l]` is false where layer `l` of the path is not the
+/// model's.
+pub fn add(encoder: &Encoder, grads: &mut Encoder, tapes: &[Tape], backs: &[Back], own: &[bool]) {
+    let mut all = Vec::new();
+    for (l, layer) in grads.layers.iter_mut().enumerate().filter(|(l, _)| own[*l]) {
+        if let Some(a) = &mut layer.attention {
+            for (i, linear) in [&mut a.query, &mut a.key, &mut a.value].into_iter().enumerate() {
+                tasks(linear, Site::Qkv(l, i), &mut all);
+            }
+            tasks(&mut a.output, Site::AttentionOutput(l), &mut all);
+            norms(&mut a.norm, backs.iter().map(|b| &b.norms[l][0]));
+        }
+        if let Some(f) = &mut layer.ffn {
+            tasks(&mut f.up, Site::Up(l), &mut all);
+            tasks(&mut f.down, Site::Down(l), &mut all);
+            norms(&mut f.norm, backs.iter().map(|b| &b.norms[l][1]));
+        }
+    }
+    if let Some(project) = &mut grads.project {
+        tasks(project, Site::Project, &mut all);
+    }
+    all.into_par_iter().for_each(|task| task.run(tapes));
+    norms(&mut grads.norm, backs.iter().map(|b| &b.embedding_norm));
+    if let Some(table) = &mut grads.relative_bias {
+        for back in backs {
+            sum(table.to_mut(), &back.relative_bias);
+        }
+    }
+    for (tape, back) in tapes.iter().zip(backs) {
+        tables(encoder, grads, tape, &back.embedding_sum);
+    }
+}
+
+fn norms<'b>(grad: &mut RunNorm, parts: impl Iterator<Item = &'b NormGradient>) {
+    let (weight, bias) = (grad.weight.to_mut(), grad.bias.to_mut());
+    for part in parts {
+        sum(weight, &part.weight);
+        sum(bias, &part.bias);
+    }
+}
+
+fn sum(total: &mut [f32], part: &[f32]) {
+    total.iter_mut().zip(part).for_each(|(t, p)| *t += p);
+}
+
+/// Rows of the tables get what the tokens that used them got.
+fn tables(encoder: &Encoder, grads: &mut Encoder, tape: &Tape, grad: &[f32]) {
+    let width = encoder.norm.weight.len();
+    let batch = &tape.batch;
+    let positions = position_rows(encoder.model, batch);
+    let row_of = |table: Option<&mut Cow<[f32]>>, row: &dyn Fn(usize) -> usize| {
+        let Some(table) = table.filter(|t| !t.is_empty()) else { return };
+        let table = table.to_mut();
+        for (t, grad) in grad.chunks_exact(width).enumerate() {
+            let at = row(t) * width;
+            sum(&mut table[at..at + width], grad);
+        }
+    };
+    row_of(grads.word.as_mut(), &|t| batch.ids[t] as usize);
+    row_of(Some(&mut grads.position), &|t| positions[t] as usize);
+    row_of(grads.token_type.as_mut(), &|t| encoder.token_type_row(batch.type_ids[t] as usize));
+    row_of(grads.task_type.as_mut(), &|_| 0);
+}
