@@ -73,6 +73,12 @@ pub enum Error {
     #[error("pass `{pass}` failed")]
     InPass { pass: &'static str, source: Box<Error> },
 
+    #[error(
+        "training diverged: the loss or its gradient is {found} at step {step}, expected a finite number; \
+         lower the learning rate, or check the labels"
+    )]
+    Diverged { step: usize, found: f64 },
+
     /// Arguments that exclude each other or an output path that must not be written.
     #[error("{found}; {advice}")]
     Usage { found: String, advice: String },
@@ -99,6 +105,7 @@ impl Error {
             | Error::Unsupported { .. }
             | Error::Config { .. }
             | Error::Mismatch { .. } => 4,
+            Error::Diverged { .. } => 1,
             Error::Read { .. } | Error::Write { .. } => 6,
             Error::InPass { source, .. } => source.exit_code(),
             Error::Interrupted => 130,

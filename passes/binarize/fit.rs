@@ -1,5 +1,6 @@
 //! Sign planes of a matrix: the best levels for each row, and which level each weight takes.
 
+use crate::model::binary::{Levels, level};
 use crate::model::{Binary, LowRank};
 use rayon::prelude::*;
 
@@ -109,37 +110,6 @@ impl Codes {
     /// `[rows, groups, planes]`
     pub fn scales(&self) -> &[f32] {
         &self.scales
-    }
-}
-
-/// `Σ ±scale_k`, plus where the bit of `code` is set.
-fn level(scales: &[f32], code: u8) -> f32 {
-    let signed = |(k, &s): (usize, &f32)| if code >> k & 1 == 1 { s } else { -s };
-    scales.iter().enumerate().map(signed).sum()
-}
-
-/// The levels of a group, sorted.
-struct Levels {
-    values: Vec<(f32, u8)>,
-}
-
-impl Levels {
-    fn new(scales: &[f32]) -> Levels {
-        let mut values: Vec<(f32, u8)> =
-            (0..1u8 << scales.len()).map(|code| (level(scales, code), code)).collect();
-        values.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        Levels { values }
-    }
-
-    /// Halfway between two levels the upper one counts: the sign of 0 is +1.
-    fn nearest(&self, x: f32) -> (u8, f32) {
-        let mut best = 0;
-        for i in 1..self.values.len() {
-            if x >= (self.values[i - 1].0 + self.values[i].0) / 2.0 {
-                best = i;
-            }
-        }
-        (self.values[best].1, self.values[best].0)
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Binary {
     /// F16, or F32 when a scale is too small for it.
     pub scale_dtype: Dtype,
     pub low_rank: Option<LowRank>,
+    /// The matrix that it was packed from, for passes that train it further; never stored.
+    pub latent: Option<Tensor>,
 }
 
 /// `U·V`: `u` is `[rows, rank]`, `v` is `[rank, cols]`, both rounded to f16.
@@ -72,7 +74,7 @@ impl Binary {
             scales.iter().map(|&s| if small { s } else { f16::from_f32(s).to_f32() }).collect();
         let round = |values: Vec<f32>| values.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
         let low_rank = low_rank.map(|l| LowRank { rank: l.rank, u: round(l.u), v: round(l.v) });
-        Binary { name, rows, cols, planes, group, signs, scales, scale_dtype, low_rank }
+        Binary { name, rows, cols, planes, group, signs, scales, scale_dtype, low_rank, latent: None }
     }
 
     /// The matrix it stands for, `[rows, cols]`.
@@ -103,6 +105,19 @@ impl Binary {
                 out.iter_mut().zip(v).for_each(|(o, v)| *o += u * v);
             }
         }
+    }
+
+    /// `[rows, cols]`: bit `k` is 1 where plane `k` is +1.
+    pub fn codes(&self) -> Vec<u8> {
+        let words = self.cols.div_ceil(32);
+        let code = |i: usize| {
+            let (row, col) = (i / self.cols, i % self.cols);
+            (0..self.planes).fold(0, |code, k| {
+                let word = self.signs[(k * self.rows + row) * words + col / 32];
+                code | ((word >> (col % 32) & 1) as u8) << k
+            })
+        };
+        (0..self.rows * self.cols).map(code).collect()
     }
 
     /// The tensors it is stored as (docs/format.md).
@@ -196,7 +211,67 @@ impl Binary {
             scales: scale.to_f32()?.into_owned(),
             scale_dtype: scale.dtype,
             low_rank,
+            latent: None,
         }))
+    }
+}
+
+/// `Σ ±scale_k`, plus where the bit of `code` is set.
+pub fn level(scales: &[f32], code: u8) -> f32 {
+    let signed = |(k, &s): (usize, &f32)| if code >> k & 1 == 1 { s } else { -s };
+    scales.iter().enumerate().map(signed).sum()
+}
+
+/// The levels that a weight of a group can take, sorted, with their codes.
+#[derive(Debug, Clone)]
+pub struct Levels {
+    values: [(f32, u8); 16],
+    count: usize,
+}
+
+impl Levels {
+    /// # Panics
+    /// For more than four scales.
+    pub fn new(scales: &[f32]) -> Levels {
+        let mut values = [(0.0, 0); 16];
+        let count = 1 << scales.len();
+        for (code, value) in values[..count].iter_mut().enumerate() {
+            *value = (level(scales, code as u8), code as u8);
+        }
+        values[..count].sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        Levels { values, count }
+    }
+
+    /// Code and value of the level next to `x`. Halfway between two the upper one counts: the sign of 0
+    /// is +1.
+    pub fn nearest(&self, x: f32) -> (u8, f32) {
+        let mut best = 0;
+        for i in 1..self.count {
+            best += (x >= self.middle(i)) as usize;
+        }
+        (self.values[best].1, self.values[best].0)
+    }
+
+    /// Between the level `i` and the one below.
+    fn middle(&self, i: usize) -> f32 {
+        (self.values[i - 1].0 + self.values[i].0) / 2.0
+    }
+
+    /// `x`, or the place next to it where the nearest level is that of `code`; that level itself, where
+    /// rounding leaves no such place between two others.
+    pub fn into_cell(&self, x: f32, code: u8) -> f32 {
+        let of_code = |v: &(f32, u8)| v.1 == code;
+        let Some(i) = self.values[..self.count].iter().position(of_code) else { return x };
+        let (mut low, mut high) = (f32::NEG_INFINITY, f32::INFINITY);
+        if i > 0 {
+            low = self.middle(i);
+        }
+        if i + 1 < self.count {
+            // Strictly below the middle, by a thousandth of the way to the level.
+            high = self.middle(i + 1) - 1e-3 * (self.middle(i + 1) - self.values[i].0);
+        }
+        let inside = x.max(low).min(high);
+        if self.nearest(inside).0 == code { inside } else { self.values[i].0 }
     }
 }
 

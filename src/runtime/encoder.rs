@@ -202,6 +202,24 @@ impl<'m> Encoder<'m> {
         Encoder::with(model, layers, run_head(model)?)
     }
 
+    /// An encoder of nothing at all, to stand where another was taken from.
+    pub fn hollow(model: &'m Model) -> Encoder<'m> {
+        let nothing = Cow::Borrowed(&[][..]);
+        let norm = RunNorm { weight: nothing.clone(), bias: nothing.clone(), eps: 0.0 };
+        Encoder {
+            model,
+            word: None,
+            position: nothing,
+            token_type: None,
+            task_type: None,
+            norm,
+            project: None,
+            relative_bias: None,
+            layers: Vec::new(),
+            head: RunHead::Bare { pooler: None },
+        }
+    }
+
     /// As `new` with neither layers nor head, for callers that go layer by layer: embeddings, and what
     /// attention needs.
     pub fn shell(model: &'m Model) -> Result<Encoder<'m>> {

@@ -2,11 +2,15 @@
 
 pub mod backward;
 pub mod fisher;
+pub mod forms;
 pub mod head;
 pub mod moments;
+pub mod objective;
+pub mod optimizer;
 pub mod tape;
 #[cfg(test)]
 mod tests;
+pub mod trainer;
 pub mod weights;
 
 use crate::Result;

@@ -1,0 +1,374 @@
+//! Forms of a matrix, as what is trained: from parameters to the matrix, and its gradient to theirs.
+
+use crate::Result;
+use crate::model::binary::Levels;
+use crate::model::{Binary, LowRank};
+use crate::runtime::kernels::{Mat, MatMut, add_product, product};
+use rayon::prelude::*;
+use std::borrow::Cow;
+
+/// How a matrix of the model is made of what is trained.
+#[derive(Debug, Clone)]
+pub enum Form {
+    /// The matrix itself, or a vector.
+    Dense,
+    Signs(Signs),
+    Factors(Factors),
+    Codebook(Codebook),
+}
+
+/// Sign planes whose signs and scales are trained: the nearest level of each latent weight, passed
+/// straight through on the way back (BiPFT notes, §1.1 and §5.11).
+#[derive(Debug, Clone)]
+pub struct Signs {
+    pub rows: usize,
+    pub cols: usize,
+    pub planes: usize,
+    /// Columns that share a scale.
+    pub group: usize,
+    /// `[rows, cols]`
+    pub latent: Vec<f32>,
+    /// `[rows, groups, planes]`
+    pub scales: Vec<f32>,
+    /// Added to the planes.
+    pub residual: Option<Factors>,
+}
+
+/// `U·V`: `u` is `[rows, rank]`, `v` is `[rank, cols]`.
+#[derive(Debug, Clone)]
+pub struct Factors {
+    pub rows: usize,
+    pub rank: usize,
+    pub cols: usize,
+    pub u: Vec<f32>,
+    pub v: Vec<f32>,
+}
+
+/// A table whose rows are put together from codewords (subspace notes, §1.1): only codewords are trained.
+#[derive(Debug, Clone)]
+pub struct Codebook {
+    /// `[rows, slices]`
+    pub codes: Vec<u16>,
+    pub slices: usize,
+    /// `[slices, codewords, width]`
+    pub words: Vec<f32>,
+    pub width: usize,
+}
+
+/// How a parameter is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// At the rate of the schedule, with weight decay where it is a matrix.
+    Weight,
+    /// Latent weights behind signs: no decay.
+    Latent,
+    /// A tenth of the rate, no decay: one scale moves a whole row.
+    Scale,
+    /// No decay: decay of both factors would shrink their product twice.
+    Factor,
+}
+
+impl Form {
+    /// The parameters, in the order of [`Form::gradients`]; `leaf` is the matrix.
+    pub fn parameters<'a>(&'a mut self, leaf: &'a mut Vec<f32>) -> Vec<(Kind, &'a mut Vec<f32>)> {
+        match self {
+            Form::Dense => vec![(Kind::Weight, leaf)],
+            Form::Signs(signs) => {
+                let mut all =
+                    vec![(Kind::Latent, &mut signs.latent), (Kind::Scale, &mut signs.scales)];
+                if let Some(r) = &mut signs.residual {
+                    all.extend([(Kind::Factor, &mut r.u), (Kind::Factor, &mut r.v)]);
+                }
+                all
+            }
+            Form::Factors(f) => vec![(Kind::Factor, &mut f.u), (Kind::Factor, &mut f.v)],
+            Form::Codebook(c) => vec![(Kind::Factor, &mut c.words)],
+        }
+    }
+
+    /// The gradients of the parameters, from `grad`, the one of the matrix.
+    pub fn gradients<'a>(&self, grad: &'a [f32]) -> Vec<Cow<'a, [f32]>> {
+        match self {
+            Form::Dense => vec![Cow::Borrowed(grad)],
+            Form::Signs(signs) => {
+                let mut all = vec![Cow::Borrowed(grad), Cow::Owned(signs.scale_gradient(grad))];
+                if let Some(r) = &signs.residual {
+                    all.extend(r.gradients(grad).map(Cow::Owned));
+                }
+                all
+            }
+            Form::Factors(f) => f.gradients(grad).map(Cow::Owned).into(),
+            Form::Codebook(c) => vec![Cow::Owned(c.gradient(grad))],
+        }
+    }
+
+    /// Writes the matrix that the parameters make; a dense one is its own parameter.
+    pub fn write(&self, leaf: &mut [f32]) {
+        match self {
+            Form::Dense => {}
+            Form::Signs(signs) => signs.write(leaf),
+            Form::Factors(f) => {
+                leaf.fill(0.0);
+                f.add_to(leaf);
+            }
+            Form::Codebook(c) => c.write(leaf),
+        }
+    }
+}
+
+impl Signs {
+    /// What a packed matrix is trained as. Latent weights are the matrix it was packed from, or else what
+    /// its planes say, each moved into the cell of its code: training starts from exactly the packed
+    /// values.
+    ///
+    /// # Errors
+    /// If the matrix it was packed from cannot be read.
+    pub fn of(binary: &Binary) -> Result<Signs> {
+        let Binary { rows, cols, planes, group, .. } = *binary;
+        let groups = cols.div_ceil(group);
+        let residual = binary.low_rank.as_ref().map(|l| Factors {
+            rows,
+            rank: l.rank,
+            cols,
+            u: l.u.clone(),
+            v: l.v.clone(),
+        });
+        let mut scales = vec![0.0; rows * groups * planes];
+        for (i, scale) in scales.iter_mut().enumerate() {
+            let (row_group, plane) = (i / planes, i % planes);
+            *scale = binary.scales[plane * rows * groups + row_group];
+        }
+        let mut latent = match &binary.latent {
+            Some(tensor) => tensor.to_f32()?.into_owned(),
+            None => binary.to_dense(),
+        };
+        if let Some(r) = &residual {
+            let mut low = vec![0.0; latent.len()];
+            r.add_to(&mut low);
+            latent.iter_mut().zip(low).for_each(|(w, l)| *w -= l);
+        }
+        let codes = binary.codes();
+        for (i, w) in latent.iter_mut().enumerate() {
+            let at = (i / cols * groups + i % cols / group) * planes;
+            *w = Levels::new(&scales[at..at + planes]).into_cell(*w, codes[i]);
+        }
+        Ok(Signs { rows, cols, planes, group, latent, scales, residual })
+    }
+
+    /// As it is stored.
+    pub fn pack(&self, name: String) -> Binary {
+        let scale = |k: usize| self.scales.iter().skip(k).step_by(self.planes).copied();
+        let scales: Vec<f32> = (0..self.planes).flat_map(scale).collect();
+        let low_rank = self.residual.as_ref().map(|r| LowRank {
+            rank: r.rank,
+            u: r.u.clone(),
+            v: r.v.clone(),
+        });
+        let shape = (self.rows, self.cols);
+        Binary::new(name, shape, self.planes, self.group, &self.codes(), &scales, low_rank)
+    }
+
+    fn groups(&self) -> usize {
+        self.cols.div_ceil(self.group)
+    }
+
+    /// `[rows, cols]`
+    fn codes(&self) -> Vec<u8> {
+        let mut codes = vec![0; self.latent.len()];
+        self.each_group(&mut codes, |latent, scales, codes| {
+            let levels = Levels::new(scales);
+            codes.iter_mut().zip(latent).for_each(|(code, &w)| *code = levels.nearest(w).0);
+        });
+        codes
+    }
+
+    fn write(&self, leaf: &mut [f32]) {
+        self.each_group(leaf, |latent, scales, out| {
+            let levels = Levels::new(scales);
+            out.iter_mut().zip(latent).for_each(|(out, &w)| *out = levels.nearest(w).1);
+        });
+        if let Some(r) = &self.residual {
+            r.add_to(leaf);
+        }
+    }
+
+    /// Latent weights, scales and `out` of every group that shares scales, rows in parallel.
+    fn each_group<T: Send>(&self, out: &mut [T], work: impl Fn(&[f32], &[f32], &mut [T]) + Sync) {
+        if self.cols == 0 {
+            return;
+        }
+        let scales = self.scales.par_chunks(self.groups() * self.planes);
+        let rows = self.latent.par_chunks(self.cols).zip(out.par_chunks_mut(self.cols));
+        rows.zip(scales).for_each(|((latent, out), scales)| {
+            let groups = latent.chunks(self.group).zip(out.chunks_mut(self.group));
+            for ((latent, out), scales) in groups.zip(scales.chunks_exact(self.planes)) {
+                work(latent, scales, out);
+            }
+        });
+    }
+
+    /// `Σ_j grad_j · sign_kj` over the columns of a group.
+    fn scale_gradient(&self, grad: &[f32]) -> Vec<f32> {
+        let codes = self.codes();
+        let mut sums = vec![0.0; self.scales.len()];
+        if self.cols == 0 {
+            return sums;
+        }
+        let rows = grad.par_chunks(self.cols).zip(codes.par_chunks(self.cols));
+        let sums_by_row = sums.par_chunks_mut(self.groups() * self.planes);
+        rows.zip(sums_by_row).for_each(|((grad, codes), sums)| {
+            let groups = grad.chunks(self.group).zip(codes.chunks(self.group));
+            for ((grad, codes), sums) in groups.zip(sums.chunks_exact_mut(self.planes)) {
+                for (g, code) in grad.iter().zip(codes) {
+                    for (k, sum) in sums.iter_mut().enumerate() {
+                        *sum += if code >> k & 1 == 1 { *g } else { -g };
+                    }
+                }
+            }
+        });
+        sums
+    }
+}
+
+impl Factors {
+    /// `out += U·V`.
+    fn add_to(&self, out: &mut [f32]) {
+        let (u, v) = self.mats();
+        add_product(MatMut::new(out, self.rows, self.cols), u, v, 1.0);
+    }
+
+    /// Of `u` and `v`: `G·Vᵀ` and `Uᵀ·G`.
+    fn gradients(&self, grad: &[f32]) -> [Vec<f32>; 2] {
+        let (u, v) = self.mats();
+        let grad = Mat::new(grad, self.rows, self.cols);
+        let (mut du, mut dv) = (vec![0.0; self.u.len()], vec![0.0; self.v.len()]);
+        product(MatMut::new(&mut du, self.rows, self.rank), grad, v.t(), 1.0);
+        product(MatMut::new(&mut dv, self.rank, self.cols), u.t(), grad, 1.0);
+        [du, dv]
+    }
+
+    fn mats(&self) -> (Mat<'_>, Mat<'_>) {
+        let v = Mat::new(&self.v, self.rank, self.cols);
+        (Mat::new(&self.u, self.rows, self.rank), v)
+    }
+}
+
+impl Codebook {
+    fn place(&self, i: usize, code: u16) -> std::ops::Range<usize> {
+        let words = self.words.len() / (self.slices * self.width);
+        let at = (i % self.slices * words + code as usize) * self.width;
+        at..at + self.width
+    }
+
+    fn write(&self, leaf: &mut [f32]) {
+        let slices = leaf.chunks_exact_mut(self.width).zip(&self.codes).enumerate();
+        for (i, (out, &code)) in slices {
+            out.copy_from_slice(&self.words[self.place(i, code)]);
+        }
+    }
+
+    /// Every codeword gets the sum of the rows that use it.
+    fn gradient(&self, grad: &[f32]) -> Vec<f32> {
+        let mut sums = vec![0.0; self.words.len()];
+        for (i, (grad, &code)) in grad.chunks_exact(self.width).zip(&self.codes).enumerate() {
+            sums[self.place(i, code)].iter_mut().zip(grad).for_each(|(s, g)| *s += g);
+        }
+        sums
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::testing::gaussian;
+
+    /// Along a random direction of each parameter, the loss `Σ direction · matrix` changes as its gradient
+    /// says.
+    fn assert_gradients(mut form: Form, size: usize) {
+        let direction = gaussian(size, 3);
+        let loss = |form: &Form| -> f64 {
+            let mut matrix = vec![0.0; size];
+            form.write(&mut matrix);
+            matrix.iter().zip(&direction).map(|(m, d)| (*m * d) as f64).sum()
+        };
+        let gradients = form.gradients(&direction);
+        for (i, gradient) in gradients.iter().enumerate() {
+            let along = gaussian(gradient.len(), 4 + i as u64);
+            let at = |step: f32| {
+                let mut moved = form.clone();
+                let mut leaf = Vec::new();
+                let mut parameters = moved.parameters(&mut leaf);
+                if parameters[i].0 == Kind::Latent {
+                    return 0.0;
+                }
+                assert_eq!(parameters[i].1.len(), gradient.len());
+                let values = parameters[i].1.iter_mut().zip(&along);
+                values.for_each(|(v, d)| *v += step * d);
+                drop(parameters);
+                loss(&moved)
+            };
+            let expected = (at(1e-3) - at(-1e-3)) / 2e-3;
+            let found: f64 = gradient.iter().zip(&along).map(|(g, d)| (*g * d) as f64).sum();
+            if form.parameters(&mut Vec::new())[i].0 == Kind::Latent {
+                assert_eq!(&gradient[..], &direction[..], "straight through");
+                continue;
+            }
+            assert!((found - expected).abs() < 0.02 * found.abs().max(1.0), "{found} {expected}");
+        }
+    }
+
+    #[test]
+    fn factors_and_codebooks_have_the_gradients_of_their_differences() {
+        let (u, v) = (gaussian(5 * 3, 1), gaussian(3 * 7, 2));
+        assert_gradients(Form::Factors(Factors { rows: 5, rank: 3, cols: 7, u, v }), 35);
+        let codes = (0..6 * 2).map(|i| (i * 5 % 4) as u16).collect();
+        let words = gaussian(2 * 4 * 3, 5);
+        assert_gradients(Form::Codebook(Codebook { codes, slices: 2, words, width: 3 }), 36);
+    }
+
+    #[test]
+    fn scales_and_residuals_have_the_gradients_of_their_differences() {
+        for (planes, group) in [(1, 6), (2, 6), (3, 4)] {
+            let (rows, cols) = (4, 6usize);
+            let groups = cols.div_ceil(group);
+            // Far from the middle between two levels, so that no step changes a code.
+            let scales: Vec<f32> = (0..rows * groups)
+                .flat_map(|r| (0..planes).map(move |k| (1.0 + r as f32 / 10.0) / (1 << k) as f32))
+                .collect();
+            let codes: Vec<u8> =
+                (0..rows * cols).map(|i| (i * 7 % 8) as u8 & ((1 << planes) - 1)).collect();
+            let stored: Vec<f32> = (0..planes)
+                .flat_map(|k| scales.iter().skip(k).step_by(planes).copied().collect::<Vec<_>>())
+                .collect();
+            let low_rank = LowRank { rank: 2, u: gaussian(8, 8), v: gaussian(12, 9) };
+            let shape = (rows, cols);
+            let binary =
+                Binary::new("w".into(), shape, planes, group, &codes, &stored, Some(low_rank));
+            let signs = Signs::of(&binary).expect("readable");
+            assert_eq!(signs.codes(), codes);
+            assert_gradients(Form::Signs(signs), rows * cols);
+        }
+    }
+
+    #[test]
+    fn what_is_packed_trains_from_its_own_values_and_packs_to_the_same() {
+        let (rows, cols) = (6, 40);
+        let w = gaussian(rows * cols, 11);
+        let codes: Vec<u8> = (0..rows * cols).map(|i| (i * 13 % 4) as u8).collect();
+        let scales: Vec<f32> = (0..2 * rows).map(|i| 0.3 + 0.1 * i as f32).collect();
+        let mut binary = Binary::new("w".into(), (rows, cols), 2, cols, &codes, &scales, None);
+        // What it was packed from says something else in most places.
+        for latent in [None, Some(w)] {
+            binary.latent = latent.map(|w| {
+                let dtype = crate::checkpoint::Dtype::F32;
+                crate::checkpoint::Tensor::from_f32("w", &[rows, cols], &w, dtype)
+            });
+            let signs = Signs::of(&binary).expect("readable");
+            let mut matrix = vec![0.0; rows * cols];
+            Form::Signs(signs.clone()).write(&mut matrix);
+            assert_eq!(matrix, binary.to_dense());
+            let packed = signs.pack("w".into());
+            assert_eq!((packed.signs, packed.scales), (binary.signs.clone(), binary.scales.clone()));
+        }
+    }
+}

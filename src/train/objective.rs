@@ -1,0 +1,118 @@
+//! What training is for: the part of the loop that a pass writes.
+
+use super::backward::{Back, Signal};
+use super::head::HeadTape;
+use super::tape::{Dropout, Tape};
+use crate::Result;
+use crate::model::slice::Masks;
+use crate::runtime::{Batch, Encoder, RunLayer};
+use std::borrow::Cow;
+
+/// A point in time of a training run: which update, and which of the batches gathered for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// Updates done so far.
+    pub update: u32,
+    /// Of the batches gathered for one update.
+    pub part: u32,
+}
+
+/// A way through the layers: those of the model, or others in their place.
+#[derive(Debug, Clone)]
+pub struct Path<'a> {
+    pub layers: Vec<&'a RunLayer<'a>>,
+    /// Whether a layer is the model's own, and so is trained.
+    pub own: Vec<bool>,
+}
+
+impl<'a> Path<'a> {
+    /// The model's own layers.
+    pub fn of(encoder: &'a Encoder<'a>) -> Path<'a> {
+        let layers: Vec<_> = encoder.layers.iter().collect();
+        Path { own: vec![true; layers.len()], layers }
+    }
+}
+
+/// What the loss sees of a forward pass.
+pub struct Seen<'a> {
+    pub encoder: &'a Encoder<'a>,
+    pub batch: &'a Batch,
+    /// What was asked of a masked-LM head; else empty.
+    pub targets: &'a [Option<u32>],
+    pub tapes: &'a [Tape],
+    /// For the head, which the loss runs.
+    pub dropout: Dropout,
+    pub at: Moment,
+}
+
+/// What the loss found.
+#[derive(Debug)]
+pub struct Verdict {
+    /// Its parts by name, weighted: their sum is the loss.
+    pub losses: Vec<(&'static str, f64)>,
+    /// Gradients with respect to hidden states and to query, key and value.
+    pub signal: Signal,
+    /// The head's tape, and the gradient with respect to what it said.
+    pub head: Option<(HeadTape, Vec<f32>)>,
+    /// Gradients of the objective's own parameters.
+    pub own: Vec<Vec<f32>>,
+}
+
+/// How a parameter of an objective is trained.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Group {
+    pub rate: Rate,
+    pub decay: f32,
+    /// Whether its gradient counts in clipping and is clipped.
+    pub clipped: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rate {
+    /// The schedule's, times this.
+    Scheduled(f32),
+    /// Negative for ascent (multipliers of a constraint).
+    Constant(f32),
+}
+
+/// What a pass trains for.
+pub trait Objective: Sync {
+    /// What the model is given of `batch`: a masked-LM objective hides tokens, and says which
+    /// (`[tokens]`, the hidden ones' ids).
+    fn input<'a>(&self, batch: &'a Batch, _at: Moment) -> (Cow<'a, Batch>, Vec<Option<u32>>) {
+        (Cow::Borrowed(batch), Vec::new())
+    }
+
+    /// The layers that this batch goes through.
+    fn path<'a>(&'a self, encoder: &'a Encoder<'a>, _at: Moment) -> Path<'a> {
+        Path::of(encoder)
+    }
+
+    /// Multipliers of heads and units.
+    fn masks(&self, _at: Moment) -> Option<Masks> {
+        None
+    }
+
+    /// The loss of one batch, a mean over its texts, and its gradients.
+    ///
+    /// # Errors
+    /// What running another model refuses.
+    fn loss(&self, seen: &Seen) -> Result<Verdict>;
+
+    /// Parameters of its own, in the order of [`Verdict::own`] and then of [`Objective::mask_gradients`].
+    fn parameters(&mut self) -> Vec<(Group, &mut Vec<f32>)> {
+        Vec::new()
+    }
+
+    /// The gradients of the parameters behind the masks.
+    fn mask_gradients(&self, _masks: &Masks, _backs: &[Back], _at: Moment) -> Vec<Vec<f32>> {
+        Vec::new()
+    }
+
+    /// How good the model is on what it was not trained on: lower is better. `None` when there is nothing
+    /// to judge by.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`].
+    fn judge(&self, encoder: &Encoder) -> Result<Option<f64>>;
+}
