@@ -166,7 +166,7 @@ fn uniform(rng: &mut ChaCha8Rng) -> f32 {
 }
 
 /// Standard normal, by Box and Muller.
-fn normal(rng: &mut ChaCha8Rng) -> f32 {
+pub(super) fn normal(rng: &mut ChaCha8Rng) -> f32 {
     let (u, v) = (1.0 - uniform(rng), uniform(rng));
     (-2.0 * u.ln()).sqrt() * (std::f32::consts::TAU * v).cos()
 }

@@ -4,6 +4,7 @@ pub mod backward;
 pub mod fisher;
 pub mod forms;
 pub mod head;
+pub mod losses;
 pub mod moments;
 pub mod objective;
 pub mod optimizer;
