@@ -3,7 +3,8 @@
 use crate::pass::Entry;
 
 pub mod binarize;
+pub mod distill;
 pub mod prune;
 
 /// Every pass of this build, in the order `compress passes` lists them.
-pub const ALL: &[Entry] = &[prune::ENTRY, binarize::ENTRY];
+pub const ALL: &[Entry] = &[prune::ENTRY, binarize::ENTRY, distill::ENTRY];

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// Lowest first.
 const LAYERS: &[&str] = &[
     "error",
+    "progress",
     "checkpoint",
     "model",
     "runtime",

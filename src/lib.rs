@@ -14,6 +14,7 @@ mod layers;
 pub mod model;
 pub mod pass;
 pub mod pipeline;
+pub mod progress;
 pub mod recipe;
 pub mod report;
 

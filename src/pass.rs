@@ -1,58 +1,64 @@
 //! What a pass is, and how a recipe finds one.
 
+pub use crate::progress::{Progress, Quiet};
+
 use crate::Result;
-use crate::data::Calibration;
+use crate::data::{Calibration, Dataset};
 use crate::model::Model;
-use crate::report::Change;
+use crate::report::{Change, Training};
+use crate::train::state::StateFile;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// One transformation of a model. Its options are its fields.
 pub trait Pass: std::fmt::Debug {
-    /// Rewrites `model` in place and says what changed, one entry a matrix touched.
+    /// Rewrites `model` in place and says what it did.
     ///
     /// # Errors
     /// On an error `model` is half-rewritten; the pipeline drops it and writes nothing.
-    fn run(&self, model: &mut Model, cx: &Context) -> Result<Vec<Change>>;
+    fn run(&self, model: &mut Model, cx: &Context) -> Result<Work>;
 
     /// Refuses options outside their range, before anything is read.
     ///
     /// # Errors
     /// [`crate::Error::Option`].
     fn check(&self) -> Result<()>;
+
+    /// Whether it trains weights that passes before it left.
+    fn trains(&self) -> bool {
+        false
+    }
+}
+
+/// What a pass did.
+#[derive(Debug, Default)]
+pub struct Work {
+    /// One entry a matrix touched.
+    pub changes: Vec<Change>,
+    pub training: Option<Training>,
+}
+
+impl From<Vec<Change>> for Work {
+    fn from(changes: Vec<Change>) -> Work {
+        Work { changes, training: None }
+    }
 }
 
 /// What a pass may use besides the model.
 pub struct Context<'a> {
+    /// The model as it was read.
+    pub teacher: &'a Model,
     /// Text to watch the model on; `None`: weights are all there is.
     pub calibration: Option<&'a Calibration>,
+    /// Texts to train on; `None`: the calibration text is all there is.
+    pub data: Option<&'a Dataset>,
+    /// Whether a later pass trains: matrices that are packed keep what they were packed from.
+    pub trained_later: bool,
+    /// Where training keeps its state; `None`: nowhere.
+    pub state: Option<&'a StateFile>,
     /// All randomness of the run derives from this.
     pub seed: u64,
     pub progress: &'a dyn Progress,
-}
-
-/// Where long work says how far it is, and learns that it should stop.
-pub trait Progress: Sync {
-    /// Starts a piece of work of `total` steps.
-    fn start(&self, what: &str, total: usize);
-
-    /// One step is done.
-    ///
-    /// # Errors
-    /// [`crate::Error::Interrupted`], when somebody asked to stop.
-    fn step(&self) -> Result<()>;
-}
-
-/// Says nothing and never stops.
-#[derive(Debug)]
-pub struct Quiet;
-
-impl Progress for Quiet {
-    fn start(&self, _: &str, _: usize) {}
-
-    fn step(&self) -> Result<()> {
-        Ok(())
-    }
 }
 
 /// How a recipe finds a pass.

@@ -1,7 +1,7 @@
 //! Runs a recipe: one pass after the other, checked, measured, written.
 
 use crate::checkpoint::OutputFolder;
-use crate::data::Calibration;
+use crate::data::{Calibration, Dataset};
 use crate::eval::latency;
 use crate::eval::tasks::{Prepared, answer, fidelity, metrics};
 use crate::model::Model;
@@ -12,6 +12,7 @@ use crate::report::{
     self, CalibrationNote, FileNote, Measured, PassNote, Quality, Report, SCHEMA, Summary,
 };
 use crate::runtime::{Encoder, NoObserver};
+use crate::train::state::StateFile;
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -24,6 +25,10 @@ pub struct Options<'a> {
     /// What else the output depends on, as it would be written on the command line.
     pub arguments: &'a str,
     pub calibration: Option<&'a Calibration>,
+    /// Texts to train on; `None`: passes that train use the calibration text.
+    pub data: Option<&'a Dataset>,
+    /// The folder where passes that train keep their state, as the path of a file.
+    pub state: Option<StateFile>,
     /// Examples to judge the output by, and their name.
     pub eval: Option<(&'a Prepared, &'a str)>,
     pub max_shard_bytes: u64,
@@ -94,6 +99,12 @@ pub fn run(
         recipe: recipe_json,
         arguments,
         calibration: options.calibration.map(note),
+        data: options.data.map(|d| CalibrationNote {
+            source: d.source.clone(),
+            texts: d.texts.len(),
+            tokens: d.tokens(),
+            labels: d.targets.is_some(),
+        }),
         before: Summary::of(teacher, weight_bytes(input)?),
         after: Summary::of(&model, written),
         passes,
@@ -128,22 +139,29 @@ type Applied = (Model, Vec<PassNote>, Vec<(&'static str, f64)>);
 fn apply(teacher: &Model, recipe: &Recipe, options: &Options) -> Result<Applied> {
     let mut model = teacher.clone();
     let (mut notes, mut times) = (Vec::new(), Vec::new());
-    for step in &recipe.steps {
+    for (i, step) in recipe.steps.iter().enumerate() {
         let start = Instant::now();
         let before = Cost::of(&model).total;
+        let state = options.state.as_ref().map(|s| StateFile {
+            path: s.path.join(format!("{i}-{}.safetensors", step.name)),
+            ..s.clone()
+        });
         let cx = Context {
+            teacher,
             calibration: options.calibration,
+            data: options.data,
+            trained_later: recipe.steps[i + 1..].iter().any(|s| s.pass.trains()),
+            state: state.as_ref(),
             seed: options.seed,
             progress: options.progress,
         };
-        let changes = step
-            .pass
-            .run(&mut model, &cx)
-            .and_then(|changes| check(&model).map(|()| changes))
-            .map_err(|e| match e {
-                Error::Interrupted | Error::Option { .. } => e,
-                e => Error::InPass { pass: step.name, source: Box::new(e) },
-            })?;
+        let work =
+            step.pass.run(&mut model, &cx).and_then(|work| check(&model).map(|()| work)).map_err(
+                |e| match e {
+                    Error::Interrupted | Error::Option { .. } => e,
+                    e => Error::InPass { pass: step.name, source: Box::new(e) },
+                },
+            )?;
         let after = Cost::of(&model).total;
         notes.push(PassNote {
             name: step.name,
@@ -151,7 +169,8 @@ fn apply(teacher: &Model, recipe: &Recipe, options: &Options) -> Result<Applied>
             params_after: after.params,
             bytes_before: before.bytes,
             bytes_after: after.bytes,
-            changes,
+            changes: work.changes,
+            training: work.training,
         });
         times.push((step.name, start.elapsed().as_secs_f64()));
     }

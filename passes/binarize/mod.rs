@@ -7,7 +7,7 @@ mod tests;
 
 use crate::data::Calibration;
 use crate::model::{Binary, Linear, Model, Weight};
-use crate::pass::{Context, Entry, Pass};
+use crate::pass::{Context, Entry, Pass, Work};
 use crate::report::Change;
 use crate::runtime::{Encoder, RunAttention, RunFeedForward};
 use crate::train::moments::Moments;
@@ -83,7 +83,7 @@ impl Pass for Binarize {
         Ok(())
     }
 
-    fn run(&self, model: &mut Model, cx: &Context) -> Result<Vec<Change>> {
+    fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {
         self.check()?;
         let layers = model.layers.len();
         cx.progress.start("binarize", layers + 1);
@@ -93,22 +93,23 @@ impl Pass for Binarize {
             None => {
                 for layer in &mut model.layers {
                     for linear in layer.linears_mut() {
-                        changes.push(self.pack(linear, None)?);
+                        changes.push(self.pack(linear, None, cx.trained_later)?);
                     }
                     cx.progress.step()?;
                 }
             }
         }
         if self.embeddings > 0 {
-            changes.push(self.plain(self.embeddings).pack_embeddings(model)?);
+            let packed = self.plain(self.embeddings).pack_embeddings(model, cx.trained_later)?;
+            changes.push(packed);
         }
         if self.head > 0 {
             for linear in model.head.linears_mut() {
-                changes.push(self.plain(self.head).pack(linear, None)?);
+                changes.push(self.plain(self.head).pack(linear, None, cx.trained_later)?);
             }
         }
         cx.progress.step()?;
-        Ok(changes)
+        Ok(changes.into())
     }
 }
 
@@ -132,7 +133,7 @@ impl Binarize {
                     Ok(states[i].clone())
                 })?;
                 for linear in [&mut attention.query, &mut attention.key, &mut attention.value] {
-                    changes.push(self.pack(linear, Some(&metric))?);
+                    changes.push(self.pack(linear, Some(&metric), cx.trained_later)?);
                 }
                 let contexts = {
                     let run = RunAttention::new(attention, eps)?;
@@ -150,19 +151,19 @@ impl Binarize {
                 };
                 let width = attention.output.weight.cols();
                 let metric = self.metric(width, contexts.len(), |i| Ok(contexts[i].clone()))?;
-                changes.push(self.pack(&mut attention.output, Some(&metric))?);
+                changes.push(self.pack(&mut attention.output, Some(&metric), cx.trained_later)?);
                 let run = RunAttention::new(attention, eps)?;
                 update(&mut states, |i, x| Ok(run.finish(&contexts[i], x)))?;
             }
             if let Some(ffn) = &mut layer.ffn {
                 let metric =
                     self.metric(ffn.up.weight.cols(), states.len(), |i| Ok(states[i].clone()))?;
-                changes.push(self.pack(&mut ffn.up, Some(&metric))?);
+                changes.push(self.pack(&mut ffn.up, Some(&metric), cx.trained_later)?);
                 let metric = {
                     let run = RunFeedForward::new(ffn, activation, eps)?;
                     self.metric(ffn.units(), states.len(), |i| Ok(run.units(&states[i])))?
                 };
-                changes.push(self.pack(&mut ffn.down, Some(&metric))?);
+                changes.push(self.pack(&mut ffn.down, Some(&metric), cx.trained_later)?);
                 let run = RunFeedForward::new(ffn, activation, eps)?;
                 update(&mut states, |_, x| Ok(run.finish(&run.units(x), x)))?;
             }
@@ -176,20 +177,25 @@ impl Binarize {
         Binarize { planes, rank: 0, ..self.clone() }
     }
 
-    /// Packs one layer; `metric` comes from what it multiplies.
-    fn pack(&self, linear: &mut Linear, metric: Option<&Metric>) -> Result<Change> {
+    /// Packs one layer; `metric` comes from what it multiplies. Where it is trained later, it `keep`s what it
+    /// was.
+    fn pack(&self, linear: &mut Linear, metric: Option<&Metric>, keep: bool) -> Result<Change> {
         let before = linear.clone();
-        let (binary, error) = self.encode(&linear.weight, metric)?;
-        linear.weight.dense()?.release();
+        let (mut binary, error) = self.encode(&linear.weight, metric)?;
+        let dense = linear.weight.dense()?;
+        dense.release();
+        binary.latent = keep.then(|| dense.clone());
         linear.weight = Weight::Binary(binary);
         Ok(Change::new(&before, linear, Some(error)))
     }
 
-    fn pack_embeddings(&self, model: &mut Model) -> Result<Change> {
+    fn pack_embeddings(&self, model: &mut Model, keep: bool) -> Result<Change> {
         let word = |m: &Model| Linear { weight: m.embeddings.word.clone(), bias: None };
         let before = word(model);
-        let (binary, error) = self.encode(&model.embeddings.word, None)?;
-        model.embeddings.word.dense()?.release(); // all of a large table was read
+        let (mut binary, error) = self.encode(&model.embeddings.word, None)?;
+        let table = model.embeddings.word.dense()?;
+        table.release(); // all of a large table was read
+        binary.latent = keep.then(|| table.clone());
         model.embeddings.word = Weight::Binary(binary);
         // A copy of the table under the decoder's name would contradict the packed one.
         if model.config.tied {

@@ -7,7 +7,7 @@ mod search;
 mod tests;
 
 use crate::model::{Layer, Model, cost};
-use crate::pass::{Context, Entry, Pass};
+use crate::pass::{Context, Entry, Pass, Work};
 use crate::report::Change;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -72,10 +72,10 @@ impl Pass for Prune {
         Ok(())
     }
 
-    fn run(&self, model: &mut Model, cx: &Context) -> Result<Vec<Change>> {
+    fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {
         self.check()?;
         if self.sparsity == 0.0 {
-            return Ok(Vec::new());
+            return Ok(Work::default());
         }
         for layer in &model.layers {
             for (_, linear) in layer.linears() {
@@ -109,7 +109,7 @@ impl Pass for Prune {
                 None => repair::bias(&before, model, &kept)?,
             }
         }
-        Ok(changes(&before, model))
+        Ok(changes(&before, model).into())
     }
 }
 

@@ -20,6 +20,7 @@ use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, Result};
+use sha2::{Digest, Sha256};
 
 /// No side file of a checkpoint comes near: the longest `tokenizer.json` in use has about 35 MB.
 const MAX_JSON_BYTES: u64 = 64 << 20;
@@ -96,6 +97,23 @@ impl Checkpoint {
     pub fn total_bytes(&self) -> u64 {
         self.iter().map(|t| t.bytes().len() as u64).sum()
     }
+}
+
+/// The SHA-256 of a file, in lower-case hexadecimal.
+///
+/// # Errors
+/// [`Error::Read`].
+pub fn sha256(path: &Path) -> Result<String> {
+    let read = |source| read_error(path, source);
+    let mut file = File::open(path).map_err(read)?;
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer).map_err(read)? {
+            0 => break,
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+    Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
 /// Reads a JSON file of at most 64 MiB. Of equal keys the last one counts, as in Python.

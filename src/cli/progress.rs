@@ -28,12 +28,13 @@ pub fn interrupted() -> bool {
 pub struct Bar {
     bar: Mutex<ProgressBar>,
     draw: bool,
+    quiet: bool,
 }
 
 impl Bar {
     pub fn new(quiet: bool) -> Bar {
         let draw = !quiet && std::io::stderr().is_terminal();
-        Bar { bar: Mutex::new(ProgressBar::hidden()), draw }
+        Bar { bar: Mutex::new(ProgressBar::hidden()), draw, quiet }
     }
 
     fn bar(&self) -> std::sync::MutexGuard<'_, ProgressBar> {
@@ -51,15 +52,27 @@ impl Progress for Bar {
         bar.finish_and_clear();
         if self.draw {
             let template = if std::env::var_os("NO_COLOR").is_some() {
-                "{msg:<22} [{bar:30}] {pos}/{len}, {eta} left"
+                "{prefix:<22} [{bar:30}] {pos}/{len}, {eta} left  {msg}"
             } else {
-                "{msg:<22} [{bar:30.cyan}] {pos}/{len}, {eta} left"
+                "{prefix:<22} [{bar:30.cyan}] {pos}/{len}, {eta} left  {msg}"
             };
             let style = ProgressStyle::with_template(template).expect("a constant template");
             *bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr())
                 .with_style(style.progress_chars("=> "))
-                .with_message(what.to_string());
+                .with_prefix(what.to_string());
             bar.tick();
+        }
+    }
+
+    fn note(&self, words: &str) {
+        self.bar().set_message(words.to_string());
+    }
+
+    fn log(&self, line: &str) {
+        match (self.draw, self.quiet) {
+            (true, _) => self.bar().println(line),
+            (false, false) => eprintln!("{line}"),
+            (false, true) => {}
         }
     }
 

@@ -6,12 +6,13 @@ use super::{
 use clap::Args;
 use compress::checkpoint::OutputFolder;
 use compress::data::tables::{Columns, read_examples};
-use compress::data::{Calibration, Source};
+use compress::data::{Calibration, Dataset, Source};
 use compress::eval::tasks::Prepared;
 use compress::model::Model;
 use compress::pipeline::{self, Options};
 use compress::recipe::Recipe;
 use compress::report;
+use compress::train::state::StateFile;
 use compress::{Error, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -39,19 +40,29 @@ pub struct RunArgs {
     output: Option<PathBuf>,
 
     /// What the passes watch the model on: a text (.txt, .tsv, .csv, .jsonl), `builtin` text, `random`
-    /// tokens, or `none`. Without a tokenizer, `builtin` means `random`
-    #[arg(long, value_name = "FILE", default_value = "builtin")]
-    calib: String,
+    /// tokens, or `none` [default: the text of --data, else builtin]. Without a tokenizer, `builtin` means
+    /// `random`
+    #[arg(long, value_name = "FILE")]
+    calib: Option<String>,
 
     /// The most texts to take of it; more are drawn by --seed
     #[arg(long, value_name = "N", default_value_t = 512)]
     calib_texts: usize,
 
+    /// Texts to train on, with labels where there are any; passes that train use the text of --calib without
+    /// it, and passes that only watch take theirs from here without --calib
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+
+    /// The most texts to take of --data; more are drawn by --seed [default: all]
+    #[arg(long, value_name = "N", requires = "data")]
+    data_texts: Option<usize>,
+
     /// Examples to judge the output by, before and after
     #[arg(long, value_name = "FILE")]
     eval: Option<PathBuf>,
 
-    // They hold for the files of both --calib and --eval.
+    // They hold for the files of --calib, --data and --eval.
     #[command(flatten)]
     columns: ColumnArgs,
 
@@ -66,6 +77,15 @@ pub struct RunArgs {
 
     #[command(flatten)]
     threads: ThreadArgs,
+
+    /// Keep the state of training in OUT.resume while it runs, and go on from there if an earlier run with
+    /// the same arguments was stopped: the outcome is the same
+    #[arg(long)]
+    resume: bool,
+
+    /// Seconds between two savings of that state
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "resume")]
+    save_every: u64,
 
     /// Replace an output folder that has content
     #[arg(long)]
@@ -101,7 +121,13 @@ pub fn main(args: &RunArgs) -> Result<()> {
     };
     let model = Model::open(input)?;
     let folder = OutputFolder::create(output, input, args.force)?;
-    let calibration = calibration(args, &model, input)?;
+    let data = data(args, &model, input)?;
+    let calib = match (&args.calib, &args.data) {
+        (Some(text), _) => text.clone(),
+        (None, Some(data)) => data.to_string_lossy().into_owned(),
+        (None, None) => "builtin".into(),
+    };
+    let calibration = calibration(args, &calib, &model, input)?;
     let eval = match &args.eval {
         None => None,
         Some(path) => {
@@ -114,7 +140,13 @@ pub fn main(args: &RunArgs) -> Result<()> {
     };
     let bar = progress::Bar::new(args.quiet);
     let mut arguments =
-        format!("--calib {} --calib-texts {} --seed {}", args.calib, args.calib_texts, args.seed);
+        format!("--calib {calib} --calib-texts {} --seed {}", args.calib_texts, args.seed);
+    if let Some(data) = &args.data {
+        arguments += &format!(" --data {}", data.display());
+    }
+    if let Some(texts) = args.data_texts {
+        arguments += &format!(" --data-texts {texts}");
+    }
     let columns = [
         ("text", &args.columns.text_column),
         ("pair", &args.columns.pair_column),
@@ -126,10 +158,17 @@ pub fn main(args: &RunArgs) -> Result<()> {
     if let Some(length) = args.max_length {
         arguments += &format!(" --max-length {length}");
     }
+    let state = match args.resume {
+        true => Some(state(args, &recipe, &arguments, input, output, &calib)?),
+        false => None,
+    };
+    let folder_of_state = state.as_ref().map(|s| s.path.clone());
     let options = Options {
         seed: args.seed,
         arguments: &arguments,
         calibration: calibration.as_ref(),
+        data: data.as_ref(),
+        state,
         eval: eval.as_ref().map(|(prepared, name)| (prepared, name.as_str())),
         max_shard_bytes: args.max_shard_size.max(1).saturating_mul(1_000_000),
         measure: true,
@@ -139,6 +178,10 @@ pub fn main(args: &RunArgs) -> Result<()> {
     let done = pipeline::run(&model, input, &recipe, folder, &options);
     bar.finish();
     let done = done?;
+    if let Some(folder) = folder_of_state {
+        let failed = |source| Error::Write { path: folder.clone(), source };
+        std::fs::remove_dir_all(&folder).map_err(failed)?;
+    }
     if args.json {
         return print_json(&json!({
             "output": done.output, "report": done.report, "measured": done.measured,
@@ -156,12 +199,17 @@ pub fn main(args: &RunArgs) -> Result<()> {
     ))
 }
 
-fn calibration(args: &RunArgs, model: &Model, input: &Path) -> Result<Option<Calibration>> {
-    if args.calib == "none" {
+fn calibration(
+    args: &RunArgs,
+    calib: &str,
+    model: &Model,
+    input: &Path,
+) -> Result<Option<Calibration>> {
+    if calib == "none" {
         return Ok(None);
     }
     let tokenizer = tokenizer(input)?;
-    let source = match args.calib.as_str() {
+    let source = match calib {
         "random" => Source::Random,
         "builtin" if tokenizer.is_some() => Source::Builtin,
         // A checkpoint without a tokenizer can still be watched; the report says on what.
@@ -184,6 +232,47 @@ fn calibration(args: &RunArgs, model: &Model, input: &Path) -> Result<Option<Cal
     let tokens = max_tokens(model, tokenizer.as_ref(), input, args.max_length)?;
     let (tokenizer, config) = (tokenizer.as_ref(), &model.config);
     Calibration::read(&source, tokenizer, config, args.calib_texts, tokens, args.seed).map(Some)
+}
+
+/// The texts of --data.
+fn data(args: &RunArgs, model: &Model, input: &Path) -> Result<Option<Dataset>> {
+    let Some(path) = &args.data else { return Ok(None) };
+    if args.data_texts == Some(0) {
+        return Err(Error::Usage {
+            found: "--data-texts is 0".into(),
+            advice: "give at least 1, or leave --data out".into(),
+        });
+    }
+    let tokenizer = needed_tokenizer(input)?;
+    let tokens = max_tokens(model, Some(&tokenizer), input, args.max_length)?;
+    let limit = args.data_texts.unwrap_or(usize::MAX);
+    let columns = args.columns.columns();
+    Dataset::read(path, &columns, &tokenizer, &model.config, limit, tokens, args.seed).map(Some)
+}
+
+/// Where training keeps its state: a folder beside the output, with what the outcome depends on.
+fn state(
+    args: &RunArgs,
+    recipe: &Recipe,
+    arguments: &str,
+    input: &Path,
+    output: &Path,
+    calib: &str,
+) -> Result<StateFile> {
+    let mut name = output.file_name().unwrap_or_default().to_os_string();
+    name.push(".resume");
+    let folder = output.with_file_name(name);
+    let failed = |source| Error::Write { path: folder.clone(), source };
+    std::fs::create_dir_all(&folder).map_err(failed)?;
+    let mut files = compress::checkpoint::Checkpoint::open(input)?.files;
+    files.extend(args.data.clone());
+    files.extend(Some(PathBuf::from(calib)).filter(|path| path.is_file()));
+    let mut key = format!("{} {} {arguments}", env!("CARGO_PKG_VERSION"), recipe.to_toml());
+    for file in files {
+        key += &format!(" {}", compress::checkpoint::sha256(&file)?);
+    }
+    let every = std::time::Duration::from_secs(args.save_every);
+    Ok(StateFile { path: folder, key, every })
 }
 
 fn file_name(path: &Path) -> String {

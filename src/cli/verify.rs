@@ -2,14 +2,12 @@
 
 use super::{print, print_json};
 use clap::Args;
-use compress::checkpoint::read_json;
+use compress::checkpoint::{read_json, sha256};
 use compress::model::Model;
 use compress::pipeline::fingerprint;
 use compress::{Error, Result};
 use serde_json::json;
-use sha2::{Digest, Sha256};
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
@@ -85,17 +83,4 @@ pub fn main(args: &VerifyArgs) -> Result<()> {
         "ok: {} files as written, {tensors} tensors in the shapes that config.json states, same answer to the test input\n",
         files.len()
     ))
-}
-
-fn sha256(path: &Path) -> Result<String> {
-    let read = |source| Error::Read { path: path.to_path_buf(), source };
-    let mut file = std::fs::File::open(path).map_err(read)?;
-    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer).map_err(read)? {
-            0 => break,
-            n => hasher.update(&buffer[..n]),
-        }
-    }
-    Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }

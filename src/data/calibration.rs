@@ -169,7 +169,7 @@ fn hold_out(batches: &mut Vec<Batch>) -> Vec<Batch> {
 }
 
 /// Keeps `limit` items in their order, chosen by `seed`: a partial Fisher-Yates shuffle.
-fn sample(examples: &mut Vec<Example>, limit: usize, seed: u64) {
+pub(super) fn sample(examples: &mut Vec<Example>, limit: usize, seed: u64) {
     if examples.len() <= limit {
         return;
     }

@@ -15,6 +15,16 @@ pub enum Targets {
     Scores(Vec<f32>),
 }
 
+impl Targets {
+    /// Those of the examples at `rows`, in that order.
+    pub fn select(&self, rows: &[usize]) -> Targets {
+        match self {
+            Targets::Classes(all) => Targets::Classes(rows.iter().map(|&r| all[r]).collect()),
+            Targets::Scores(all) => Targets::Scores(rows.iter().map(|&r| all[r]).collect()),
+        }
+    }
+}
+
 /// Class order of GLUE for models that name their labels `LABEL_0`, `LABEL_1`, …; MNLI's is the
 /// order of the `glue` and `xnli` data sets on the Hugging Face hub.
 const GLUE: [&[&str]; 2] =

@@ -6,6 +6,8 @@ pub mod tables;
 pub mod tokenizer;
 
 pub mod calibration;
+pub mod dataset;
 
 pub use calibration::{Calibration, Source};
+pub use dataset::Dataset;
 pub use labels::Targets;

@@ -74,7 +74,18 @@ impl Binary {
             scales.iter().map(|&s| if small { s } else { f16::from_f32(s).to_f32() }).collect();
         let round = |values: Vec<f32>| values.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
         let low_rank = low_rank.map(|l| LowRank { rank: l.rank, u: round(l.u), v: round(l.v) });
-        Binary { name, rows, cols, planes, group, signs, scales, scale_dtype, low_rank, latent: None }
+        Binary {
+            name,
+            rows,
+            cols,
+            planes,
+            group,
+            signs,
+            scales,
+            scale_dtype,
+            low_rank,
+            latent: None,
+        }
     }
 
     /// The matrix it stands for, `[rows, cols]`.

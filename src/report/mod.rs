@@ -3,10 +3,12 @@
 mod change;
 mod markdown;
 mod tables;
+mod training;
 
 pub use change::{Change, Form};
 pub use markdown::{changes as markdown_changes, model_card, report as markdown};
 pub use tables::{before_after, bytes, count, metric_value, plain_table};
+pub use training::Training;
 
 use crate::checkpoint::WrittenFile;
 use crate::eval::latency::Latency;
@@ -32,6 +34,9 @@ pub struct Report {
     /// What else the output depends on, as it would be written on the command line.
     pub arguments: String,
     pub calibration: Option<CalibrationNote>,
+    /// What passes that train had, where it was not the calibration text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<CalibrationNote>,
     pub before: Summary,
     pub after: Summary,
     pub passes: Vec<PassNote>,
@@ -97,6 +102,8 @@ pub struct PassNote {
     pub bytes_before: usize,
     pub bytes_after: usize,
     pub changes: Vec<Change>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub training: Option<Training>,
 }
 
 /// How good the output is.

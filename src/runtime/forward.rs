@@ -333,9 +333,8 @@ impl Encoder<'_> {
     pub fn pooled(&self, batch: &Batch, x: &[f32]) -> Vec<f32> {
         let RunHead::Embedding { pool, .. } = self.head else { panic!("no embedding head") };
         let hidden = self.model.config.hidden;
-        let text = |span: &[usize]| {
-            pool_states(pool, &x[span[0] * hidden..span[1] * hidden], hidden)
-        };
+        let text =
+            |span: &[usize]| pool_states(pool, &x[span[0] * hidden..span[1] * hidden], hidden);
         batch.starts.windows(2).flat_map(text).collect()
     }
 }

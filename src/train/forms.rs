@@ -368,7 +368,10 @@ mod tests {
             Form::Signs(signs.clone()).write(&mut matrix);
             assert_eq!(matrix, binary.to_dense());
             let packed = signs.pack("w".into());
-            assert_eq!((packed.signs, packed.scales), (binary.signs.clone(), binary.scales.clone()));
+            assert_eq!(
+                (packed.signs, packed.scales),
+                (binary.signs.clone(), binary.scales.clone())
+            );
         }
     }
 }

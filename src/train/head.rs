@@ -58,12 +58,8 @@ pub fn forward(
         lengths: Vec::new(),
         dropout,
     };
-    tape.states = tape
-        .picked
-        .iter()
-        .flat_map(|&t| &last[t * hidden..(t + 1) * hidden])
-        .copied()
-        .collect();
+    tape.states =
+        tape.picked.iter().flat_map(|&t| &last[t * hidden..(t + 1) * hidden]).copied().collect();
     match &encoder.head {
         RunHead::SequenceClassification { dense, activation, out } => {
             tape.inner = dense.forward(&tape.states);
@@ -263,8 +259,7 @@ fn vocabulary_input_gradient(grad: &[f32], table: &[f32], vocab: usize, width: u
         product(out, grad, Mat::new(table, words, width), 1.0);
         part
     };
-    let parts: Vec<Vec<f32>> =
-        table.par_chunks(BLOCK * width).enumerate().map(block).collect();
+    let parts: Vec<Vec<f32>> = table.par_chunks(BLOCK * width).enumerate().map(block).collect();
     let mut sum = vec![0.0; rows * width];
     for part in parts {
         sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);

@@ -2,13 +2,18 @@
 
 pub mod backward;
 pub mod fisher;
+pub mod fit;
 pub mod forms;
 pub mod head;
 pub mod losses;
 pub mod moments;
 pub mod objective;
 pub mod optimizer;
+pub mod sampling;
+pub mod schedule;
+pub mod state;
 pub mod tape;
+pub mod task;
 #[cfg(test)]
 mod tests;
 pub mod trainer;

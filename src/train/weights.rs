@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use std::borrow::Cow;
 
 /// Rows of a weight's gradient that one task computes.
-const BLOCK_ROWS: usize = 64;
+const BLOCK_ROWS: usize = 96;
 
 /// A part of one linear layer's gradient, and where its factors are on a tape: the gradient of its
 /// output and its input.

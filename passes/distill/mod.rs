@@ -1,0 +1,310 @@
+#![doc = include_str!("README.md")]
+
+mod objective;
+#[cfg(test)]
+mod tests;
+
+use crate::data::Dataset;
+use crate::model::{Model, Part};
+use crate::pass::{Context, Entry, Pass, Work};
+use crate::report::{Change, Training};
+use crate::train::fit::{Settings, fit};
+use crate::train::losses::Matching;
+use crate::train::sampling::Order;
+use crate::train::schedule::Schedule;
+use crate::train::trainer::Trainer;
+use crate::{Error, Result};
+use objective::Distillation;
+use serde::{Deserialize, Serialize};
+
+pub const ENTRY: Entry = Entry::new::<Distill>(
+    "distill",
+    "train what is left to answer as the model that was read does",
+    include_str!("README.md"),
+    &[],
+);
+
+/// Options of the pass.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Distill {
+    pub method: Method,
+    /// Updates of the weights; 0 for ten passes over the texts, but at most 2,000.
+    pub steps: usize,
+    /// Texts of a batch.
+    pub batch: usize,
+    /// Batches whose mean gradient makes one update.
+    pub accumulate: usize,
+    /// Learning rate at its height; scales of sign planes take a tenth of it.
+    pub rate: f64,
+    pub schedule: Schedule,
+    /// Share of the steps in which the rate climbs.
+    pub warmup: f64,
+    /// Decoupled weight decay of matrices.
+    pub decay: f64,
+    /// Longer gradients are shortened to this; 0 for never.
+    pub clip: f64,
+    pub dropout: f64,
+    /// Batches whose texts are sorted by length among each other; 0 for none.
+    pub bucket: usize,
+    /// Updates between two judgements on held-out texts; 0 for ten over the run.
+    pub evaluate: usize,
+    /// Judgements without gain before training stops; 0 for never.
+    pub patience: usize,
+    /// Train the embeddings as well.
+    pub embeddings: bool,
+    /// Of the predictions, where they are classes.
+    pub temperature: f64,
+    /// Weight of the distance between predictions: divergence of classes, squared error of scores, cosine
+    /// distance of embeddings.
+    pub prediction: f64,
+    /// Weight of the distance between hidden states.
+    pub hidden: f64,
+    /// Which hidden states are compared.
+    pub matching: Matching,
+    /// Weight of the distance between embeddings of the tokens.
+    pub embedding: f64,
+    /// Weight of the divergence between the relations of queries, keys and values, each among themselves,
+    /// in the last layer.
+    pub relations: f64,
+    /// Weight of the distance between attention scores of matched layers.
+    pub attention: f64,
+    /// Weight of the task's own loss, where there are labels.
+    pub task: f64,
+    /// Weight of the Sinkhorn distance between the batch's predictions.
+    pub sinkhorn: f64,
+    /// Weight of the divergence between similarities within the batch (sentence embeddings).
+    pub similarity: f64,
+    /// Theseus: share of layers that are the compressed ones at the start.
+    pub replace: f64,
+    /// Theseus: share of the steps after which all layers are.
+    pub replaced_at: f64,
+}
+
+/// How a compressed model is recovered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// Knowledge distillation: predictions and states come close to the original's.
+    Kd,
+    /// Module replacing: original layers stand in for compressed ones at random, ever fewer (Xu et al. 2020).
+    Theseus,
+}
+
+impl Default for Distill {
+    fn default() -> Self {
+        Distill {
+            method: Method::Kd,
+            steps: 0,
+            batch: 32,
+            accumulate: 1,
+            rate: 1e-4,
+            schedule: Schedule::Linear,
+            warmup: 0.06,
+            decay: 0.01,
+            clip: 1.0,
+            dropout: 0.0,
+            bucket: 0,
+            evaluate: 0,
+            patience: 0,
+            embeddings: false,
+            temperature: 2.0,
+            prediction: 1.0,
+            hidden: 1.0,
+            matching: Matching::Uniform,
+            embedding: 0.0,
+            relations: 0.0,
+            attention: 0.0,
+            task: 0.1,
+            sinkhorn: 0.0,
+            similarity: 1.0,
+            replace: 0.3,
+            replaced_at: 0.5,
+        }
+    }
+}
+
+/// Passes over the texts, and the most steps, where none are given: recovery is nearly complete then
+/// (docs/results.md).
+const EPOCHS: usize = 10;
+const MOST_STEPS: usize = 2000;
+/// Judgements of a run, where their distance is not given.
+const JUDGEMENTS: usize = 10;
+/// One text in so many is held out to judge by, up to so many.
+const HELD_OUT: (usize, usize) = (16, 500);
+
+impl Pass for Distill {
+    fn check(&self) -> Result<()> {
+        let fail = |option, found: String, expected: &str| {
+            Err(Error::Option { pass: "distill", option, found, expected: expected.into() })
+        };
+        for (option, value, most) in [
+            ("batch", self.batch, 65536),
+            ("accumulate", self.accumulate, 65536),
+            ("steps", self.steps + 1, 100_000_001),
+        ] {
+            if !(1..=most).contains(&value) {
+                let (found, least) = match option {
+                    "steps" => (value - 1, 0),
+                    _ => (value, 1),
+                };
+                return fail(option, found.to_string(), &format!("a number from {least} on"));
+            }
+        }
+        if !(self.rate > 0.0 && self.rate <= 1.0) {
+            return fail("rate", self.rate.to_string(), "a number in (0, 1]");
+        }
+        for (option, value) in [
+            ("warmup", self.warmup),
+            ("dropout", self.dropout),
+            ("replace", self.replace),
+            ("replaced_at", self.replaced_at),
+        ] {
+            let open = option == "dropout" && value == 1.0;
+            if !(0.0..=1.0).contains(&value) || open {
+                let expected = if option == "dropout" { "in [0, 1)" } else { "in [0, 1]" };
+                return fail(option, value.to_string(), &format!("a number {expected}"));
+            }
+        }
+        if !(self.temperature > 0.0 && self.temperature <= 100.0) {
+            return fail("temperature", self.temperature.to_string(), "a number in (0, 100]");
+        }
+        let weights = [
+            ("prediction", self.prediction),
+            ("hidden", self.hidden),
+            ("embedding", self.embedding),
+            ("relations", self.relations),
+            ("attention", self.attention),
+            ("task", self.task),
+            ("sinkhorn", self.sinkhorn),
+            ("similarity", self.similarity),
+            ("decay", self.decay),
+            ("clip", self.clip),
+        ];
+        for (option, value) in weights {
+            if !(0.0..=1e6).contains(&value) {
+                return fail(option, value.to_string(), "a number from 0 to 1000000");
+            }
+        }
+        if weights[..8].iter().all(|(_, value)| *value == 0.0) {
+            return fail("prediction", "0, as all other weights are".into(), "one above 0");
+        }
+        if self.method == Method::Kd && self.prediction == 0.0 && self.sinkhorn > 0.0 {
+            return fail(
+                "prediction",
+                "0, with sinkhorn".into(),
+                "above 0: the distance alone does not \
+                say which text is which",
+            );
+        }
+        Ok(())
+    }
+
+    fn trains(&self) -> bool {
+        true
+    }
+
+    fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {
+        self.check()?;
+        let fallback;
+        let data = match (cx.data, cx.calibration) {
+            (Some(data), _) => data,
+            (None, Some(text)) => {
+                fallback = Dataset::of(text);
+                &fallback
+            }
+            (None, None) => {
+                return Err(Error::Mismatch {
+                    found: "distill has no text".into(),
+                    expected: "it trains on some".into(),
+                    advice: "give a file by --data, or drop `--calib none`",
+                });
+            }
+        };
+        let (train, held) = split(data.texts.len());
+        if train.is_empty() {
+            return Err(Error::Mismatch {
+                found: format!("distill has no text in {}", data.source),
+                expected: "it trains on some".into(),
+                advice: "give a file with more texts",
+            });
+        }
+        let before = model.clone();
+        let mut objective = Distillation::new(self, cx.teacher, &before, data, &held, cx.seed)?;
+        let mut trainer = Trainer::new(&before, |part| match part {
+            Part::Words | Part::Embeddings => self.embeddings,
+            Part::Layer(_) => true,
+            // Module replacing trains the compressed layers alone (Xu et al. 2020, in their code).
+            Part::Head => self.method == Method::Kd,
+        })?;
+        let order = Order::Shuffled {
+            lengths: train.iter().map(|&row| data.texts[row].ids.len()).collect(),
+            batch: self.batch.min(train.len()),
+            bucket: self.bucket,
+            seed: cx.seed,
+        };
+        let steps = match self.steps {
+            0 => (EPOCHS * order.epoch()).div_ceil(self.accumulate).min(MOST_STEPS),
+            steps => steps,
+        };
+        let settings = Settings {
+            steps,
+            accumulate: self.accumulate,
+            rate: self.rate as f32,
+            warmup: (self.warmup * steps as f64).round() as usize,
+            schedule: self.schedule,
+            decay: self.decay as f32,
+            clip: self.clip as f32,
+            dropout: self.dropout as f32,
+            evaluate: match self.evaluate {
+                0 => steps.div_ceil(JUDGEMENTS),
+                every => every,
+            },
+            patience: self.patience,
+            seed: cx.seed,
+        };
+        objective.steps = steps;
+        let texts: Vec<_> = train.iter().map(|&row| data.texts[row].clone()).collect();
+        objective.rows = train;
+        let progress = ("distill", cx.progress);
+        let history =
+            fit(&mut trainer, &mut objective, &texts, &order, &settings, cx.state, progress)?;
+        let training = Training {
+            method: objective.describe(),
+            data: data.source.clone(),
+            texts: texts.len(),
+            held_out: held.len(),
+            labels: objective.labels(),
+            params: trainer.trained_params(),
+            batch: self.batch * self.accumulate,
+            ..Training::default()
+        };
+        let trained = trainer.finish();
+        drop(objective);
+        trained.put(model)?;
+        Ok(Work { changes: changes(&before, model), training: Some(training.with(&history)) })
+    }
+}
+
+/// Which texts are trained on, and which judge.
+fn split(texts: usize) -> (Vec<usize>, Vec<usize>) {
+    let (every, most) = HELD_OUT;
+    let every = every.max(texts.div_ceil(most));
+    (0..texts).partition(|row| row % every != every - 1)
+}
+
+/// One entry for every linear layer whose values changed.
+fn changes(before: &Model, after: &Model) -> Vec<Change> {
+    let pairs = before.layers.iter().zip(&after.layers);
+    let layers = pairs.flat_map(|(b, a)| b.linears().into_iter().zip(a.linears()));
+    let heads = before.head.linears().into_iter().zip(after.head.linears());
+    layers
+        .map(|((_, b), (_, a))| (b, a))
+        .chain(heads)
+        .filter(|(b, a)| {
+            let bytes = |l: &crate::model::Linear| l.weight.tensors()[0].bytes().to_vec();
+            bytes(b) != bytes(a)
+        })
+        .map(|(b, a)| Change::new(b, a, None))
+        .collect()
+}

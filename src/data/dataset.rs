@@ -1,0 +1,69 @@
+//! Texts to train on.
+
+use super::calibration::{Calibration, sample};
+use super::labels::Targets;
+use super::prepare::{is_labelled, label, tokenize};
+use super::tables::{Columns, read_examples};
+use super::tokenizer::{Encoded, Tokenizer};
+use crate::Result;
+use crate::model::Config;
+use std::path::Path;
+
+/// Tokenized texts, with their labels where there are any.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    pub texts: Vec<Encoded>,
+    /// One entry a text.
+    pub targets: Option<Targets>,
+    /// In the words of reports: the file's name, or `built-in text`.
+    pub source: String,
+}
+
+impl Dataset {
+    /// The texts that passes may watch the model on, in the order of their file.
+    pub fn of(calibration: &Calibration) -> Dataset {
+        let mut rows: Vec<(usize, Encoded)> = Vec::new();
+        for batch in &calibration.batches {
+            for (text, &row) in batch.rows.iter().enumerate() {
+                let span = batch.starts[text]..batch.starts[text + 1];
+                let (ids, type_ids) =
+                    (batch.ids[span.clone()].to_vec(), batch.type_ids[span].to_vec());
+                rows.push((row, Encoded { ids, type_ids }));
+            }
+        }
+        rows.sort_by_key(|(row, _)| *row);
+        let (rows, texts): (Vec<usize>, Vec<Encoded>) = rows.into_iter().unzip();
+        let targets = calibration.targets.as_ref().map(|t| t.select(&rows));
+        Dataset { texts, targets, source: calibration.source.clone() }
+    }
+
+    /// Reads at most `limit` examples of a file, drawn by `seed` where there are more, of at most
+    /// `max_tokens` tokens, with their labels where there are any.
+    ///
+    /// # Errors
+    /// What [`read_examples`] and the tokenizer refuse; labels that do not fit the model.
+    pub fn read(
+        path: &Path,
+        columns: &Columns,
+        tokenizer: &Tokenizer,
+        config: &Config,
+        limit: usize,
+        max_tokens: usize,
+        seed: u64,
+    ) -> Result<Dataset> {
+        let mut examples = read_examples(path, columns)?.examples;
+        sample(&mut examples, limit, seed);
+        let tokenized = tokenize(&examples, config, tokenizer, max_tokens)?;
+        let targets = match examples.iter().any(|e| is_labelled(e, config.task)) {
+            true => label(&examples, config, &tokenized, path)?,
+            false => None,
+        };
+        let source = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
+        Ok(Dataset { texts: tokenized.encoded, targets, source })
+    }
+
+    /// Tokens of all texts.
+    pub fn tokens(&self) -> usize {
+        self.texts.iter().map(|t| t.ids.len()).sum()
+    }
+}
