@@ -70,9 +70,8 @@ impl Calibration {
                 let lines = BUILTIN.lines().filter(|l| !l.trim().is_empty());
                 let example = |(i, text): (usize, &str)| Example {
                     text: text.to_string(),
-                    pair: None,
-                    label: None,
                     line: i + 1,
+                    ..Example::default()
                 };
                 (lines.enumerate().map(example).collect::<Vec<_>>(), "built-in text".to_string())
             }

@@ -8,7 +8,7 @@ use crate::data::tables::{Columns, NAME_COLUMNS};
 use crate::error::{Error, Result};
 
 /// Names that belong together, first match wins; lower case.
-const PAIRS: [(&str, &str); 10] = [
+pub(super) const PAIRS: [(&str, &str); 10] = [
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
@@ -23,7 +23,7 @@ const PAIRS: [(&str, &str); 10] = [
 const TEXTS: [&str; 7] =
     ["sentence", "text", "sentence1", "question", "query", "premise", "content"];
 /// `gold_label` before `label`: MNLI has the annotators' `label1` … `label5` beside it.
-const LABELS: [&str; 8] =
+pub(super) const LABELS: [&str; 8] =
     ["gold_label", "label", "labels", "is_duplicate", "score", "quality", "class", "target"];
 
 /// Indices of columns.

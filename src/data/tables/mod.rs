@@ -12,6 +12,7 @@ use crate::data::tables::columns::{has_header, pick};
 use crate::data::tables::rows::{Row, csv_rows, tsv_rows};
 use crate::error::{Error, Result};
 
+mod annotations;
 mod columns;
 mod rows;
 
@@ -24,8 +25,29 @@ pub struct Example {
     /// As written in the file, trimmed: a class id, a class name or a score. What it means depends
     /// on the model: see [`crate::data::labels::targets`]. None when the cell is empty or absent.
     pub label: Option<String>,
+    /// What the row says of parts of its texts.
+    pub annotation: Option<Annotation>,
     /// Where the row starts in its file, counted from 1; 0 when there is no file.
     pub line: usize,
+}
+
+/// Labels of parts of an example.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Annotation {
+    /// The class of each word, a name or an id. `text` is the words with one space between them; no word
+    /// has a space in it or is empty.
+    Tags(Vec<String>),
+    /// The answers to the question `text` that stand in the context `pair`; none if it has no answer.
+    Spans(Vec<Span>),
+}
+
+/// A piece of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// In characters.
+    pub start: usize,
+    /// As it stands there, not empty.
+    pub text: String,
 }
 
 /// Which columns to read: names from the header, or numbers counted from 1.
@@ -44,7 +66,7 @@ pub enum Format {
     Tsv,
     /// `.csv`: RFC 4180; a quoted cell may hold commas, quotes (doubled) and line ends.
     Csv,
-    /// `.jsonl`: one object a line.
+    /// `.jsonl`: one object a line; the only format with tags of words and answers to questions.
     Jsonl,
     /// `.txt`: one text a line, no labels.
     Txt,
@@ -70,6 +92,10 @@ const NAME_COLUMNS: &str = "name them with --text-column, --pair-column and --la
 /// A header is recognised by known column names, by the names in `columns`, or by standing above a
 /// column of numbers. Without one, the layouts of CoLA (`source, label, star, sentence`), XNLI
 /// (`premise, hypothesis, label`) and two columns of which exactly one looks like labels are known.
+///
+/// JSON lines may hold lists of words and tags (`tokens` and `ner_tags`, `tags`, `labels` or `pos_tags`)
+/// and questions as SQuAD has them (`question`, `context`, `answers`, or `answer` and `answer_start`):
+/// see [`Annotation`].
 ///
 /// # Errors
 /// [`Error::Read`]; [`Error::Unsupported`] for another extension; [`Error::Malformed`] when the
@@ -177,6 +203,7 @@ fn from_rows(rows: Vec<Row>, wanted: &Columns, path: &Path) -> Result<(Vec<Examp
         pair: picked.pair.map(|c| row.cells[c].to_string()),
         label: picked.label.map(|c| row.cells[c].trim().to_string()).filter(|s| !s.is_empty()),
         line: row.line,
+        ..Example::default()
     });
     Ok((examples.collect(), columns))
 }
@@ -199,21 +226,18 @@ fn from_objects(text: &str, wanted: &Columns, path: &Path) -> Result<(Vec<Exampl
         let keys = names.iter().map(|n| quoted(n)).collect::<Vec<_>>().join(", ");
         format!("keys {keys} on line {}", first.0)
     };
-    // Width 0: the keys of an object have no numbers and no shape.
-    let picked = pick(&names, 0, &[], wanted, path, &found)?;
+    let (picked, kind) = match annotations::pick(&first.1, &names, wanted) {
+        Some((picked, kind)) => (picked, Some(kind)),
+        // Width 0: the keys of an object have no numbers and no shape.
+        None => (pick(&names, 0, &[], wanted, path, &found)?, None),
+    };
 
     let examples = std::iter::once(Ok((first.0, first.1.clone()))).chain(objects).map(|object| {
         let (line, mut object) = object?;
-        let mut string = |c: usize| match object.remove(names[c]) {
-            Some(Value::String(s)) => Ok(s),
-            value => {
-                let found = match value {
-                    Some(value) => format!("{}: `{}`", quoted(names[c]), clip(&value.to_string())),
-                    None => format!("no {}", quoted(names[c])),
-                };
-                Err(malformed(path, line, &found, "a string", NAME_COLUMNS))
-            }
-        };
+        if let Some(kind) = kind {
+            return annotations::read(object, &names, (&picked, kind), line, path);
+        }
+        let mut string = |c: usize| take_string(&mut object, names[c], line, path);
         let (text, pair) = (string(picked.text)?, picked.pair.map(&mut string).transpose()?);
         let label = match picked.label.and_then(|c| object.remove(names[c])) {
             None | Some(Value::Null) => None,
@@ -225,9 +249,28 @@ fn from_objects(text: &str, wanted: &Columns, path: &Path) -> Result<(Vec<Exampl
                 return Err(malformed(path, line, &found, "a string or a number", NAME_COLUMNS));
             }
         };
-        Ok(Example { text, pair, label, line })
+        Ok(Example { text, pair, label, line, ..Example::default() })
     });
     Ok((examples.collect::<Result<_>>()?, picked.describe(|c| names[c].to_string())))
+}
+
+/// The string under `name`, out of `object`.
+fn take_string(
+    object: &mut Map<String, Value>,
+    name: &str,
+    line: usize,
+    path: &Path,
+) -> Result<String> {
+    match object.remove(name) {
+        Some(Value::String(s)) => Ok(s),
+        value => {
+            let found = match value {
+                Some(value) => format!("{}: `{}`", quoted(name), clip(&value.to_string())),
+                None => format!("no {}", quoted(name)),
+            };
+            Err(malformed(path, line, &found, "a string", NAME_COLUMNS))
+        }
+    }
 }
 
 fn malformed(path: &Path, line: usize, found: &str, expected: &str, advice: &'static str) -> Error {

@@ -326,3 +326,153 @@ proptest! {
         let _ = read_with(name, content, &Columns { label: column, ..Default::default() });
     }
 }
+
+fn tags(table: &Table) -> Vec<Option<Annotation>> {
+    table.examples.iter().map(|e| e.annotation.clone()).collect()
+}
+
+fn some_tags(tags: &[&str]) -> Option<Annotation> {
+    Some(Annotation::Tags(tags.iter().map(|t| t.to_string()).collect()))
+}
+
+fn some_spans(spans: &[(usize, &str)]) -> Option<Annotation> {
+    let span = |&(start, text): &(usize, &str)| Span { start, text: text.into() };
+    Some(Annotation::Spans(spans.iter().map(span).collect()))
+}
+
+#[test]
+fn words_and_tags_are_read_from_lists() {
+    let content = r#"{"id": "0", "tokens": ["In", "Rome", "."], "pos_tags": [1, 2, 3], "ner_tags": ["O", " B-LOC ", "O"]}
+        {"tokens": ["In"], "ner_tags": [7], "id": "1"}
+        {"tokens": [], "ner_tags": []}
+        {"tokens": ["x", "y\u00a0z"], "ner_tags": null}
+        {"tokens": ["x"]}"#;
+    let table = read("a.jsonl", content).unwrap();
+    assert_eq!(table.columns, columns("tokens", "", "ner_tags"));
+    let texts: Vec<_> = table.examples.iter().map(|e| e.text.as_str()).collect();
+    assert_eq!(texts, ["In Rome .", "In", "", "x y\u{a0}z", "x"]);
+    let expected = [some_tags(&["O", "B-LOC", "O"]), some_tags(&["7"]), some_tags(&[]), None, None];
+    assert_eq!(tags(&table), expected);
+    assert!(table.examples.iter().all(|e| e.label.is_none() && e.pair.is_none()));
+    assert_eq!(table.examples[4].line, 5);
+}
+
+#[test]
+fn words_and_tags_are_found_under_their_usual_names_or_as_named() {
+    for key in ["tags", "labels", "label", "pos_tags", "upos"] {
+        let table = read("a.jsonl", format!(r#"{{"words": ["a"], "{key}": ["x"]}}"#)).unwrap();
+        assert_eq!(table.columns, columns("words", "", key));
+        assert_eq!(tags(&table), [some_tags(&["x"])]);
+    }
+    let content = r#"{"tokens": ["a"], "pieces": ["b"], "ner_tags": ["x"], "chunks": ["y"]}"#;
+    let named = |text, label| {
+        let table = read_with("a.jsonl", content, &columns(text, "", label)).unwrap();
+        (table.examples[0].text.clone(), tags(&table).remove(0))
+    };
+    assert_eq!(named("", "chunks"), ("a".into(), some_tags(&["y"])));
+    assert_eq!(named("Pieces", ""), ("b".into(), some_tags(&["x"])));
+    // Without tags the words are a text all the same, when they are asked for.
+    let table =
+        read_with("a.jsonl", r#"{"parts": ["a", "b"]}"#, &columns("parts", "", "")).unwrap();
+    assert_eq!(
+        (rows(&table), tags(&table)),
+        (vec![["a b", "-", "-"].map(String::from)], vec![None])
+    );
+}
+
+#[test]
+fn a_text_with_a_class_is_one_even_if_it_has_words_and_tags() {
+    let content = r#"{"text": "a b", "tokens": ["a", "b"], "pos_tags": [1, 2], "label": 1}"#;
+    let table = read("a.jsonl", content).unwrap();
+    assert_eq!(
+        (rows(&table), tags(&table)),
+        (vec![["a b", "-", "1"].map(String::from)], vec![None])
+    );
+    let content = r#"{"question": "a", "context": "b", "answers": {}, "label": "yes"}"#;
+    assert_eq!(rows(&read("a.jsonl", content).unwrap()), [["a", "-", "yes"]]);
+}
+
+#[test]
+fn questions_are_read_as_the_hub_stores_squad() {
+    let content = r#"{"id": "x", "title": "t", "question": "Wo?", "context": "Für Rom, in Rom", "answers": {"text": ["Rom", "in Rom"], "answer_start": [4, 9]}}
+        {"question": "q", "context": "c", "answers": {"text": [], "answer_start": []}}
+        {"question": "q", "context": "c", "answers": null}
+        {"question": "q", "context": "c"}"#;
+    let table = read("a.jsonl", content).unwrap();
+    assert_eq!(table.columns, columns("question", "context", "answers"));
+    let expected = [some_spans(&[(4, "Rom"), (9, "in Rom")]), some_spans(&[]), None, None];
+    assert_eq!(tags(&table), expected);
+    assert_eq!(rows(&table)[0], ["Wo?", "Für Rom, in Rom", "-"]);
+}
+
+#[test]
+fn one_answer_beside_its_start_will_do() {
+    let content = r#"{"context": "in 好 Rome", "question": "q", "answer": "Rome", "answer_start": 5}
+        {"context": "c", "question": "q", "answer": "", "answer_start": -1}
+        {"context": "c", "question": "q", "answer": null, "answer_start": null}
+        {"context": "c", "question": "q"}"#;
+    let table = read("a.jsonl", content).unwrap();
+    assert_eq!(tags(&table), [some_spans(&[(5, "Rome")]), some_spans(&[]), some_spans(&[]), None]);
+    let content =
+        r#"{"query": "q", "passage": "in Rome", "found": {"text": ["in"], "answer_start": [0]}}"#;
+    let table = read_with("a.jsonl", content, &columns("query", "passage", "found")).unwrap();
+    assert_eq!(tags(&table), [some_spans(&[(0, "in")])]);
+}
+
+#[test]
+fn a_question_and_a_context_are_a_pair_without_answers_too() {
+    for more in ["", r#", "answers": ["b"]"#, r#", "answer": "b""#] {
+        let table =
+            read("a.jsonl", format!(r#"{{"question": "a", "context": "b"{more}}}"#)).unwrap();
+        assert_eq!(
+            (rows(&table), tags(&table)),
+            (vec![["a", "b", "-"].map(String::from)], vec![None])
+        );
+    }
+    let pair = r#"{"question": "a", "sentence": "b", "context": "c"}"#;
+    assert_eq!(rows(&read("a.jsonl", pair).unwrap()), [["a", "b", "-"]]);
+}
+
+#[test]
+fn bad_tags_name_their_line() {
+    let refused = |line: &str| {
+        let content = format!("{{\"tokens\": [\"a\", \"b\"], \"tags\": [\"O\", \"O\"]}}\n{line}\n");
+        message("a.jsonl", content, &Columns::default())
+    };
+    insta::assert_snapshot!(refused(r#"{"tokens": ["a", "b"], "tags": ["O"]}"#), @"a.jsonl: found `tokens` of length 2 and `tags` of length 1 on line 2, expected one tag for every word; add the tags that are missing, or drop the line");
+    insta::assert_snapshot!(refused(r#"{"tokens": ["a", 3], "tags": ["O", "O"]}"#), @r#"a.jsonl: found `3` in `tokens` on line 2, expected words, as strings; write lists, as in {"tokens": ["in", "Rome"], "ner_tags": ["O", "B-LOC"]}"#);
+    insta::assert_snapshot!(refused(r#"{"tokens": ["a", ""], "tags": ["O", "O"]}"#), @"a.jsonl: found an empty word on line 2, expected words with letters or signs; drop that word and its tag");
+    insta::assert_snapshot!(refused(r#"{"tokens": ["a", "b c"], "tags": ["O", "O"]}"#), @"a.jsonl: found the word `b c` on line 2, expected words without a space; split it into words with a tag each, or take the space out");
+    insta::assert_snapshot!(refused(r#"{"tokens": "a b", "tags": ["O", "O"]}"#), @r#"a.jsonl: found `tokens`: `"a b"` on line 2, expected a list; write lists, as in {"tokens": ["in", "Rome"], "ner_tags": ["O", "B-LOC"]}"#);
+    insta::assert_snapshot!(refused(r#"{"tags": ["O", "O"]}"#), @r#"a.jsonl: found no `tokens` on line 2, expected a list; write lists, as in {"tokens": ["in", "Rome"], "ner_tags": ["O", "B-LOC"]}"#);
+    insta::assert_snapshot!(refused(r#"{"tokens": ["a", "b"], "tags": "O O"}"#), @r#"a.jsonl: found `tags`: `"O O"` on line 2, expected a list; write lists, as in {"tokens": ["in", "Rome"], "ner_tags": ["O", "B-LOC"]}"#);
+    insta::assert_snapshot!(refused(r#"{"tokens": ["a", "b"], "tags": ["O", null]}"#), @r#"a.jsonl: found tag `null` on line 2, expected the name or the id of a class; write lists, as in {"tokens": ["in", "Rome"], "ner_tags": ["O", "B-LOC"]}"#);
+}
+
+#[test]
+fn bad_answers_name_their_line() {
+    let refused = |answers: &str| {
+        let content = format!(
+            "{{\"question\": \"q\", \"context\": \"c\", \"answers\": {{\"text\": [], \"answer_start\": []}}}}\n\
+             {{\"question\": \"q\", \"context\": \"für Rom\", {answers}}}\n"
+        );
+        message("a.jsonl", content, &Columns::default())
+    };
+    let lists = |text: &str, start: &str| {
+        refused(&format!(r#""answers": {{"text": {text}, "answer_start": {start}}}"#))
+    };
+    insta::assert_snapshot!(lists(r#"["Rom"]"#, "[5]"), @"a.jsonl: found `om` at `answer_start` 5 on line 2, expected `Rom`; count from 0 in characters, not bytes, and spell the answer as the context does");
+    insta::assert_snapshot!(lists(r#"["Rom"]"#, "[7]"), @"a.jsonl: found nothing at `answer_start` 7, behind the end of the context, on line 2, expected `Rom`; count from 0 in characters, not bytes, and spell the answer as the context does");
+    insta::assert_snapshot!(lists(r#"["rom"]"#, "[4]"), @"a.jsonl: found `Rom` at `answer_start` 4 on line 2, expected `rom`; count from 0 in characters, not bytes, and spell the answer as the context does");
+    insta::assert_snapshot!(lists(r#"["Rom"]"#, "[-1]"), @r#"a.jsonl: found `answer_start` `-1` on line 2, expected a whole number from 0; write {"text": ["Rome"], "answer_start": [3]}, with empty lists where there is no answer"#);
+    insta::assert_snapshot!(lists(r#"["Rom"]"#, "[18446744073709551615]"), @"a.jsonl: found nothing at `answer_start` 18446744073709551615, behind the end of the context, on line 2, expected `Rom`; count from 0 in characters, not bytes, and spell the answer as the context does");
+    insta::assert_snapshot!(lists(r#"["Rom", "für"]"#, "[4]"), @r#"a.jsonl: found `text` of length 2 and `answer_start` of length 1 on line 2, expected one start for every text; write {"text": ["Rome"], "answer_start": [3]}, with empty lists where there is no answer"#);
+    insta::assert_snapshot!(lists(r#"[""]"#, "[0]"), @r#"a.jsonl: found answer `""` on line 2, expected a text; write {"text": ["Rome"], "answer_start": [3]}, with empty lists where there is no answer"#);
+    insta::assert_snapshot!(lists(r#"[3]"#, "[0]"), @r#"a.jsonl: found answer `3` on line 2, expected a text; write {"text": ["Rome"], "answer_start": [3]}, with empty lists where there is no answer"#);
+    insta::assert_snapshot!(lists(r#""Rom""#, "4"), @r#"a.jsonl: found `text`: `"Rom"` on line 2, expected a list; write {"text": ["Rome"], "answer_start": [3]}, with empty lists where there is no answer"#);
+    insta::assert_snapshot!(refused(r#""answers": {"text": ["Rom"]}"#), @r#"a.jsonl: found answers without `answer_start` on line 2, expected texts and starts; write {"text": ["Rome"], "answer_start": [3]}, with empty lists where there is no answer"#);
+    insta::assert_snapshot!(refused(r#""answers": ["Rom"]"#), @r#"a.jsonl: found `answers`: `["Rom"]` on line 2, expected lists of texts and starts; write {"text": ["Rome"], "answer_start": [3]}, with empty lists where there is no answer"#);
+    insta::assert_snapshot!(refused(r#""answers": {"text": [], "answer_start": []}, "context": 3"#), @"a.jsonl: found `context`: `3` on line 2, expected a string; name them with --text-column, --pair-column and --label-column");
+    let plain = r#"{"question": "q", "context": "Rom", "answer": "Rom", "answer_start": 1}"#;
+    insta::assert_snapshot!(message("a.jsonl", plain, &Columns::default()), @"a.jsonl: found `om` at `answer_start` 1 on line 1, expected `Rom`; count from 0 in characters, not bytes, and spell the answer as the context does");
+}
