@@ -1,5 +1,6 @@
 //! Texts to token ids, with the tokenizer that lies beside a checkpoint.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,8 +14,8 @@ use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::utils::truncation::{TruncationParams, truncate_encodings};
-use tokenizers::{AddedToken, PostProcessor};
+use tokenizers::utils::truncation::{TruncationParams, TruncationStrategy, truncate_encodings};
+use tokenizers::{AddedToken, Encoding, PostProcessor};
 
 use crate::data::tables::Example;
 use crate::error::{Error, Result};
@@ -26,6 +27,18 @@ pub struct Encoded {
     pub ids: Vec<u32>,
     /// Which text of a pair a token belongs to, `[tokens]`.
     pub type_ids: Vec<u32>,
+}
+
+/// Where a token stands in the texts it was made of. Byte-level tokenizers cut characters into several
+/// tokens, which then stand in the same place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// In the second text.
+    pub in_pair: bool,
+    /// In characters of that text.
+    pub start: u32,
+    /// Exclusive.
+    pub end: u32,
 }
 
 /// A tokenizer that neither pads nor truncates by itself, and gives the same ids every time.
@@ -89,6 +102,32 @@ impl Tokenizer {
     /// [`Error::Mismatch`] when `max_tokens` has no room for a token of text, or the text makes no
     /// token at all; [`Error::Malformed`] when the tokenizer contradicts itself.
     pub fn encode(&self, text: &str, pair: Option<&str>, max_tokens: usize) -> Result<Encoded> {
+        Ok(self.run(text, pair, max_tokens, false)?.0)
+    }
+
+    /// As [`Tokenizer::encode`], with the place that each token comes from (None: it was added), for
+    /// labels of words and answers in a context. Of a pair only the second text is cut, so that a question
+    /// stays whole; where the first alone is too long, both are, as `encode` does it.
+    ///
+    /// # Errors
+    /// As for [`Tokenizer::encode`].
+    pub fn encode_placed(
+        &self,
+        text: &str,
+        pair: Option<&str>,
+        max_tokens: usize,
+    ) -> Result<(Encoded, Vec<Option<Origin>>)> {
+        self.run(text, pair, max_tokens, true)
+    }
+
+    /// - `placed`: origins are found, and of a pair the second text is cut first.
+    fn run(
+        &self,
+        text: &str,
+        pair: Option<&str>,
+        max_tokens: usize,
+        placed: bool,
+    ) -> Result<(Encoded, Vec<Option<Origin>>)> {
         let special = self.special_tokens(pair.is_some());
         if max_tokens <= special {
             return Err(Error::Mismatch {
@@ -97,13 +136,26 @@ impl Tokenizer {
                 advice: "raise the maximal length",
             });
         }
-        let room = TruncationParams { max_length: max_tokens - special, ..Default::default() };
-        let encoding = guarded(&self.path, || {
-            // Not `encode_fast` with both texts: its truncation is a setting of the tokenizer.
-            let text = self.inner.encode_fast(text, false)?;
-            let pair = pair.map(|pair| self.inner.encode_fast(pair, false)).transpose()?;
+        let mut room = TruncationParams { max_length: max_tokens - special, ..Default::default() };
+        let (encoding, places) = guarded(&self.path, || {
+            // Not both texts at once: truncation is then a setting of the tokenizer.
+            let encode = |text| match placed {
+                true => self.inner.encode_char_offsets(text, false),
+                false => self.inner.encode_fast(text, false),
+            };
+            let (text, pair) = (encode(text)?, pair.map(encode).transpose()?);
+            if placed && pair.is_some() && text.len() < room.max_length {
+                room.strategy = TruncationStrategy::OnlySecond;
+            }
             let (text, pair) = truncate_encodings(text, pair, &room)?;
-            self.inner.post_process(text, pair, true)
+            // Not from the result below: what trims spaces off places has been at work already, and would
+            // trim once more.
+            let places = [(false, Some(&text)), (true, pair.as_ref())];
+            let places: Vec<Origin> = match placed {
+                true => places.into_iter().flat_map(|(in_pair, e)| origins(in_pair, e)).collect(),
+                false => Vec::new(),
+            };
+            Ok((self.inner.post_process(text, pair, true)?, places))
         })?;
         if encoding.is_empty() {
             return Err(Error::Mismatch {
@@ -112,7 +164,11 @@ impl Tokenizer {
                 advice: "drop that text",
             });
         }
-        Ok(Encoded { ids: encoding.get_ids().to_vec(), type_ids: encoding.get_type_ids().to_vec() })
+        let mut places = places.into_iter();
+        let added = encoding.get_special_tokens_mask().iter().map(|&added| added != 0);
+        let origins = added.map(|added| if added { None } else { places.next() }).collect();
+        let (ids, type_ids) = (encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec());
+        Ok((Encoded { ids, type_ids }, origins))
     }
 
     /// [`Tokenizer::encode`] for every example, in their order, on all threads of the current pool.
@@ -138,6 +194,13 @@ impl Tokenizer {
     /// One more than the largest id: an embedding table needs so many rows.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+    }
+
+    /// Ids that stand for no text: padding, unknown, separators and the like. Masked-LM training leaves
+    /// them alone.
+    pub fn special_ids(&self) -> BTreeSet<u32> {
+        let added = self.inner.get_added_tokens_decoder();
+        added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect()
     }
 
     pub fn mask_id(&self) -> Option<u32> {
@@ -211,6 +274,15 @@ fn from_vocab(vocab: &[u8], config: &Config) -> tokenizers::Result<tokenizers::T
     inner.with_pre_tokenizer(Some(BertPreTokenizer)).with_post_processor(Some(template));
     inner.add_special_tokens(special)?;
     Ok(inner)
+}
+
+fn origins(in_pair: bool, encoding: Option<&Encoding>) -> impl Iterator<Item = Origin> + '_ {
+    let place = move |&(start, end): &(usize, usize)| Origin {
+        in_pair,
+        start: start as u32,
+        end: end as u32,
+    };
+    encoding.into_iter().flat_map(Encoding::get_offsets).map(place)
 }
 
 /// Runs the library over a tokenizer we did not write. It indexes by what the file says (a template
@@ -349,6 +421,54 @@ mod tests {
         assert_eq!(pair("a b c a", "b", 6), [2, 5, 6, 3, 6, 3]);
         assert_eq!(pair("b", "a b c a", 6), [2, 6, 3, 5, 6, 3]);
         assert_eq!(pair("a b c a", "a b c", 8), [2, 5, 6, 7, 3, 5, 6, 3]);
+    }
+
+    /// Sequence and characters of each token, `-` for those added.
+    fn places(t: &Tokenizer, text: &str, pair: Option<&str>, n: usize) -> Vec<String> {
+        let (encoded, origins) = t.encode_placed(text, pair, n).unwrap();
+        assert_eq!((encoded.ids.len(), encoded.type_ids.len()), (origins.len(), origins.len()));
+        let place = |o: Origin| format!("{}:{}-{}", u8::from(o.in_pair), o.start, o.end);
+        origins.into_iter().map(|o| o.map_or("-".into(), place)).collect()
+    }
+
+    #[test]
+    fn places_count_characters_of_the_text_as_it_was_written() {
+        let t = load(&[("vocab.txt", VOCAB)]).unwrap();
+        // The second é is two characters, and loses the second.
+        let found = places(&t, "É e\u{301} [MASK]", Some(" 好abc"), 99);
+        assert_eq!(
+            found,
+            ["-", "0:0-1", "0:2-3", "0:5-11", "-", "1:1-2", "1:2-3", "1:3-4", "1:4-5", "-"]
+        );
+        assert_eq!(places(&t, "abx", None, 99), ["-", "0:0-3", "-"]);
+    }
+
+    #[test]
+    fn with_places_a_pair_loses_only_the_end_of_its_second_text() {
+        let t = load(&[("vocab.txt", VOCAB)]).unwrap();
+        let pair = |text, pair, n| t.encode_placed(text, Some(pair), n).unwrap().0.ids;
+        assert_eq!(pair("a b c a", "a b c", 8), [2, 5, 6, 7, 5, 3, 5, 3]);
+        // The question alone is too long.
+        assert_eq!(
+            pair("a b c a a", "a b c", 8),
+            t.encode("a b c a a", Some("a b c"), 8).unwrap().ids
+        );
+        assert_eq!(places(&t, "a b c", Some("a b c"), 8)[4..], ["-", "1:0-1", "1:2-3", "-"]);
+        assert_eq!(places(&t, "a b c", None, 4), ["-", "0:0-1", "0:2-3", "-"]);
+    }
+
+    #[test]
+    fn places_are_known_without_a_post_processor() {
+        let json = changed_json(|t| t["post_processor"] = Value::Null);
+        let t = load(&[("tokenizer.json", &json)]).unwrap();
+        assert_eq!(places(&t, "a b", None, 1), ["0:0-1"]);
+        assert_eq!(places(&t, "a b", Some("c b"), 3), ["0:0-1", "0:2-3", "1:0-1"]);
+    }
+
+    #[test]
+    fn special_tokens_have_known_ids() {
+        let t = load(&[("vocab.txt", VOCAB)]).unwrap();
+        assert_eq!(t.special_ids().into_iter().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     }
 
     #[test]
