@@ -13,6 +13,12 @@ pub enum Targets {
     Classes(Vec<u32>),
     /// Finite scores, in the unit of the file.
     Scores(Vec<f32>),
+    /// By token of the text as it was tokenized, special tokens included: the class id of the word that
+    /// begins there; None for the rest of a word and for special tokens.
+    Tokens(Vec<Vec<Option<u32>>>),
+    /// First and last token of the answer, counted in the text as it was tokenized; `(0, 0)`, the first
+    /// special token, for a question without an answer (SQuAD 2); None where truncation cut it off.
+    Spans(Vec<Option<(u32, u32)>>),
 }
 
 impl Targets {
@@ -63,20 +69,30 @@ pub fn targets(
         let scores = labels.iter().map(|&(label, line)| score(label, line, path));
         return Ok(Targets::Scores(scores.collect::<Result<_>>()?));
     }
-    let all = |id: &dyn Fn(&str) -> Option<usize>| -> Option<Targets> {
-        let ids = labels.iter().map(|(label, _)| id(label).map(|id| id as u32));
-        ids.collect::<Option<_>>().map(Targets::Classes)
-    };
-    // Names before ids: a model may call its classes `1` to `5`.
-    all(&|label| id2label.iter().position(|name| name == label))
-        .or_else(|| all(&|label| position_in_any_case(id2label, label)))
-        .or_else(|| all(&|label| class_id(label).filter(|&id| id < id2label.len())))
+    let names = || labels.iter().map(|(label, _)| *label);
+    class_ids(names(), id2label)
         .or_else(|| {
             let glue =
                 GLUE.iter().filter(|names| names.len() == id2label.len() && is_generic(id2label));
-            glue.map(|names| all(&|label| position_in_any_case(names, label))).find_map(|ids| ids)
+            let ids = |glue| names().map(|label| position_in_any_case(glue, label)).collect();
+            glue.map(|names| ids(names)).find_map(|ids: Option<Vec<u32>>| ids)
         })
+        .map(Targets::Classes)
         .ok_or_else(|| mismatch(&labels, id2label, path))
+}
+
+/// The class ids of all `labels`, read in the same way, the first of these that fits them all: names of
+/// `id2label` exactly; the same in any case; class ids.
+pub(super) fn class_ids<'a>(
+    labels: impl Iterator<Item = &'a str> + Clone,
+    id2label: &[String],
+) -> Option<Vec<u32>> {
+    let exactly = |label: &str| id2label.iter().position(|name| name == label);
+    let exactly = |label| exactly(label).map(|id| id as u32);
+    // Names before ids: a model may call its classes `1` to `5`.
+    let ids: Option<Vec<u32>> = labels.clone().map(exactly).collect();
+    ids.or_else(|| labels.clone().map(|label| position_in_any_case(id2label, label)).collect())
+        .or_else(|| labels.clone().map(|label| class_id(label, id2label.len())).collect())
 }
 
 fn score(label: &str, line: usize, path: &Path) -> Result<f32> {
@@ -87,14 +103,15 @@ fn score(label: &str, line: usize, path: &Path) -> Result<f32> {
     })
 }
 
-fn position_in_any_case(names: &[impl AsRef<str>], label: &str) -> Option<usize> {
+pub(super) fn position_in_any_case(names: &[impl AsRef<str>], label: &str) -> Option<u32> {
     let label = label.to_lowercase();
-    names.iter().position(|name| name.as_ref().to_lowercase() == label)
+    names.iter().position(|name| name.as_ref().to_lowercase() == label).map(|id| id as u32)
 }
 
-/// `1`, and `1.0`, which is how pandas writes integers of a column with gaps.
-fn class_id(label: &str) -> Option<usize> {
-    label.strip_suffix(".0").unwrap_or(label).parse().ok()
+/// `1`, and `1.0`, which is how pandas writes integers of a column with gaps; below `classes`.
+pub(super) fn class_id(label: &str, classes: usize) -> Option<u32> {
+    let id = label.strip_suffix(".0").unwrap_or(label).parse().ok();
+    id.filter(|&id: &u32| (id as usize) < classes)
 }
 
 fn is_generic(id2label: &[String]) -> bool {
@@ -106,12 +123,15 @@ fn mismatch(labels: &[(&str, usize)], id2label: &[String], path: &Path) -> Error
     Error::Mismatch {
         found: format!("{} has the labels {}", path.display(), list(found.into_iter())),
         expected: format!("the model has {}", list(id2label.iter().map(String::as_str))),
-        advice: "write the model's names or class ids into the file, or set `id2label` in config.json",
+        advice: WRITE_NAMES,
     }
 }
 
+pub(super) const WRITE_NAMES: &str =
+    "write the model's names or class ids into the file, or set `id2label` in config.json";
+
 /// The first eight of `names`, and how many more there are.
-fn list<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+pub(super) fn list<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
     let rest = names.len().saturating_sub(8);
     let shown: Vec<String> =
         names.take(8).map(|n| format!("`{}`", n.chars().take(40).collect::<String>())).collect();

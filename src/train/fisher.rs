@@ -87,8 +87,8 @@ fn loss_gradient(
                     Some(Targets::Classes(classes)) => {
                         cross_entropy(logits, Some(classes[row] as usize), rng);
                     }
-                    None if regression => logits[0] = normal(rng),
-                    None => cross_entropy(logits, None, rng),
+                    _ if regression => logits[0] = normal(rng),
+                    _ => cross_entropy(logits, None, rng),
                 }
             }
             let mut back = input_gradient(out, &logits);
