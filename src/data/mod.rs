@@ -2,6 +2,7 @@
 
 pub mod batches;
 pub mod labels;
+pub mod masking;
 pub mod prepare;
 pub mod tables;
 pub mod tokenizer;

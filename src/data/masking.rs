@@ -1,0 +1,109 @@
+//! Masked-LM corruption (BERT, Devlin et al. 2019, §3.1).
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+/// `ids` with some tokens hidden, and by token what stood there; None where nothing is asked.
+///
+/// Each ordinary token is chosen with probability `rate` (BERT: 0.15), and one of them at least, if there
+/// is any. Of those chosen, 80 % become `mask_id`, 10 % a token drawn from the vocabulary, and 10 % stay
+/// as they are. The same `seed` and `stream` (a number for each text and step) give the same choice.
+///
+/// - `special`: whether the token at an index is no text ([`crate::data::tokenizer::Tokenizer::special_ids`])
+/// - `vocab`: rows of the word table; a drawn token is below
+///
+/// # Panics
+/// If `vocab` is 0.
+pub fn mask_tokens(
+    ids: &[u32],
+    special: impl Fn(usize) -> bool,
+    mask_id: u32,
+    vocab: usize,
+    rate: f32,
+    seed: u64,
+    stream: u64,
+) -> (Vec<u32>, Vec<Option<u32>>) {
+    assert!(vocab > 0, "a model has words");
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(stream);
+    let ordinary: Vec<usize> = (0..ids.len()).filter(|&i| !special(i)).collect();
+    let mut chosen = ordinary.clone();
+    chosen.retain(|_| uniform(&mut rng) < rate);
+    if chosen.is_empty() && !ordinary.is_empty() {
+        chosen.push(ordinary[below(&mut rng, ordinary.len())]);
+    }
+    let (mut corrupted, mut targets) = (ids.to_vec(), vec![None; ids.len()]);
+    for i in chosen {
+        targets[i] = Some(ids[i]);
+        match below(&mut rng, 10) {
+            0..8 => corrupted[i] = mask_id,
+            8 => corrupted[i] = below(&mut rng, vocab) as u32,
+            _ => {}
+        }
+    }
+    (corrupted, targets)
+}
+
+/// In [0, 1).
+fn uniform(rng: &mut ChaCha8Rng) -> f32 {
+    (rng.next_u32() >> 8) as f32 / (1u32 << 24) as f32
+}
+
+/// Lemire's multiplication; its bias, n / 2^64, is far below the noise.
+fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
+    ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MASK: u32 = 999;
+
+    #[test]
+    fn eighty_ten_ten_of_fifteen_percent() {
+        let ids: Vec<u32> = (0..100_000).map(|i| i % 500).collect();
+        let (corrupted, targets) = mask_tokens(&ids, |i| i % 10 == 0, MASK, 500, 0.15, 1, 2);
+        let chosen: Vec<usize> = (0..ids.len()).filter(|&i| targets[i].is_some()).collect();
+        let masked = chosen.iter().filter(|&&i| corrupted[i] == MASK).count() as f64;
+        let kept = chosen.iter().filter(|&&i| corrupted[i] == ids[i]).count() as f64;
+        let n = chosen.len() as f64;
+        // Four standard deviations of the binomials: 0.0048, 0.014 and 0.010.
+        assert!((n / 90_000.0 - 0.15).abs() < 0.0048, "{n} of 90000 chosen");
+        assert!((masked / n - 0.8).abs() < 0.014, "{masked} of {n} masked");
+        // A drawn token is the one that stood there once in 500.
+        assert!((kept / n - 0.1002).abs() < 0.010, "{kept} of {n} kept");
+        assert!(chosen.iter().all(|i| i % 10 != 0));
+        let drawn = chosen.iter().map(|&i| corrupted[i]).filter(|&id| id != MASK).max();
+        assert!(drawn > Some(480), "drawn from the whole vocabulary");
+    }
+
+    #[test]
+    fn a_seed_and_a_stream_give_one_choice() {
+        let ids: Vec<u32> = (0..64).collect();
+        let with = |seed, stream| mask_tokens(&ids, |_| false, MASK, 64, 0.15, seed, stream);
+        assert_eq!(with(1, 2), with(1, 2));
+        assert_ne!(with(1, 2), with(1, 3));
+        assert_ne!(with(1, 2), with(2, 2));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_asked_is_what_stood_there_and_nothing_else_changes(
+            ids in proptest::collection::vec(0u32..40, 0..12), rate in 0f32..1.0, stream in 0u64..99
+        ) {
+            let special = |i: usize| ids[i] < 5;
+            let (corrupted, targets) = mask_tokens(&ids, special, 4, 40, rate, 7, stream);
+            let ordinary = (0..ids.len()).filter(|&i| !special(i)).count();
+            prop_assert_eq!(targets.iter().any(Option::is_some), ordinary > 0);
+            for (i, target) in targets.iter().enumerate() {
+                match target {
+                    Some(id) => prop_assert!(*id == ids[i] && !special(i) && corrupted[i] < 40),
+                    None => prop_assert_eq!(corrupted[i], ids[i]),
+                }
+            }
+        }
+    }
+}
