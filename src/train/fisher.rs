@@ -21,7 +21,9 @@ pub struct MaskGradients {
 
 /// Gradients of the masks (all at 1) over one batch.
 ///
-/// The loss is the cross-entropy against `targets` (by `batch.rows`), or, without them, against labels
+/// The loss is the cross-entropy against `targets` (by `batch.rows`), summed over the labelled tokens of a
+/// text, or over the start and the end of an answer; tokens and texts without a target add nothing.
+/// Without `targets`, or with those of another head, it is the cross-entropy against labels
 /// drawn from the model's own predictions, whose squared gradients estimate the Fisher information
 /// itself instead of its empirical cousin. Where there are no classes (regression, embeddings, masked LM,
 /// bare encoders) it is a random projection of what the head gives out, whose squared gradients estimate
@@ -103,19 +105,26 @@ fn loss_gradient(
             let mut logits = out.forward(x);
             let span_heads = encoder.model.config.task == Task::QuestionAnswering;
             for (text, span) in batch.starts.windows(2).enumerate() {
-                let (rows, rng) =
-                    (&mut logits[span[0] * out.out..span[1] * out.out], &mut random[text]);
-                if span_heads {
-                    // A start and an end are chosen over the tokens: one softmax a column.
-                    for column in 0..out.out {
-                        let mut scores: Vec<f32> =
-                            rows.iter().skip(column).step_by(out.out).copied().collect();
-                        cross_entropy(&mut scores, None, rng);
-                        let cells = rows.iter_mut().skip(column).step_by(out.out);
-                        cells.zip(scores).for_each(|(cell, score)| *cell = score);
+                let (row, rng) = (batch.rows[text], &mut random[text]);
+                let logits = &mut logits[span[0] * out.out..span[1] * out.out];
+                match targets {
+                    Some(Targets::Tokens(labels)) if !span_heads => {
+                        for (logits, label) in logits.chunks_exact_mut(out.out).zip(&labels[row]) {
+                            match label {
+                                Some(class) => cross_entropy(logits, Some(*class as usize), rng),
+                                None => logits.fill(0.0),
+                            }
+                        }
                     }
-                } else {
-                    rows.chunks_exact_mut(out.out).for_each(|row| cross_entropy(row, None, rng));
+                    Some(Targets::Spans(answers)) if span_heads => match answers[row] {
+                        Some((first, last)) => span_cross_entropy(logits, Some([first, last]), rng),
+                        None => logits.fill(0.0),
+                    },
+                    _ if span_heads => span_cross_entropy(logits, None, rng),
+                    _ => {
+                        let tokens = logits.chunks_exact_mut(out.out);
+                        tokens.for_each(|logits| cross_entropy(logits, None, rng));
+                    }
                 }
             }
             grad = input_gradient(out, &logits);
@@ -159,6 +168,17 @@ fn cross_entropy(logits: &mut [f32], class: Option<usize>, rng: &mut ChaCha8Rng)
         drawn.unwrap_or(logits.len() - 1)
     });
     logits[class] -= 1.0;
+}
+
+/// As [`cross_entropy`], for the start and the end of an answer: they are chosen over the tokens, one
+/// softmax a column of `logits`, `[tokens, 2]`.
+fn span_cross_entropy(logits: &mut [f32], answer: Option<[u32; 2]>, rng: &mut ChaCha8Rng) {
+    for column in 0..2 {
+        let mut scores: Vec<f32> = logits.iter().skip(column).step_by(2).copied().collect();
+        cross_entropy(&mut scores, answer.map(|a| a[column] as usize), rng);
+        let cells = logits.iter_mut().skip(column).step_by(2);
+        cells.zip(scores).for_each(|(cell, score)| *cell = score);
+    }
 }
 
 fn uniform(rng: &mut ChaCha8Rng) -> f32 {

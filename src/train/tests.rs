@@ -124,6 +124,57 @@ fn mask_gradients_of_a_regression_are_its_differences() {
     assert_close(&gradients, &differences(&model, loss), "half the squared error");
 }
 
+#[test]
+fn mask_gradients_of_labelled_tokens_are_their_differences() {
+    for family in ["bert", "mpnet"] {
+        let model = uneven(family, Task::TokenClassification, 135);
+        let encoder = Encoder::new(&model).expect("a model that runs");
+        let mut batch = batch(49, &[5, 3]);
+        batch.rows = vec![1, 0];
+        let labels = vec![vec![Some(1), None, Some(0)], vec![None, Some(2), None, Some(0), None]];
+        let targets = Targets::Tokens(labels.clone());
+        let gradients = mask_gradients(&encoder, &batch, Some(&targets), 0).expect("runs");
+        for text in 0..2 {
+            let loss = |masks: &Masks| {
+                let output = encoder.forward(&batch, Some(masks), &mut NoObserver).expect("runs");
+                let tokens = output.values.chunks_exact(3).skip(batch.starts[text]);
+                let losses = tokens.zip(&labels[batch.rows[text]]);
+                losses.filter_map(|(t, l)| l.map(|l: u32| cross_entropy(t, l as usize))).sum()
+            };
+            let what = format!("{family}, text {text}");
+            assert_close(&of_text(&gradients, text, 2), &differences(&model, loss), &what);
+        }
+    }
+}
+
+#[test]
+fn mask_gradients_of_an_answer_are_its_differences() {
+    for family in ["bert", "mpnet"] {
+        let model = uneven(family, Task::QuestionAnswering, 136);
+        let encoder = Encoder::new(&model).expect("a model that runs");
+        let mut batch = batch(50, &[6, 4, 3]);
+        batch.rows = vec![2, 0, 1];
+        let answers = vec![Some((0, 0)), None, Some((2, 4))];
+        let targets = Targets::Spans(answers.clone());
+        let gradients = mask_gradients(&encoder, &batch, Some(&targets), 0).expect("runs");
+        for text in 0..2 {
+            let (first, last) = answers[batch.rows[text]].expect("an answer");
+            let loss = |masks: &Masks| {
+                let output = encoder.forward(&batch, Some(masks), &mut NoObserver).expect("runs");
+                let tokens = &output.values[2 * batch.starts[text]..2 * batch.starts[text + 1]];
+                let column =
+                    |c: usize| tokens.iter().skip(c).step_by(2).copied().collect::<Vec<_>>();
+                cross_entropy(&column(0), first as usize) + cross_entropy(&column(1), last as usize)
+            };
+            let what = format!("{family}, text {text}");
+            assert_close(&of_text(&gradients, text, 3), &differences(&model, loss), &what);
+        }
+        // The answer of the third text was cut off.
+        let third = of_text(&gradients, 2, 3);
+        assert!(third.heads.iter().chain(&third.units).flatten().all(|g| *g == 0.0));
+    }
+}
+
 /// Back through all layers from `direction` on the last hidden state, to the masks.
 fn back(encoder: &Encoder, batch: &Batch, direction: &[f32]) -> MaskGradients {
     let path: Vec<_> = encoder.layers.iter().collect();
