@@ -1,7 +1,8 @@
 //! Text for passes to watch the model on.
 
 use super::batches::bucket;
-use super::labels::{Targets, targets};
+use super::labels::Targets;
+use super::prepare::{is_labelled, label, tokenize};
 use super::tables::{Columns, Example, read_examples};
 use super::tokenizer::{Encoded, Tokenizer};
 use crate::Result;
@@ -49,7 +50,7 @@ impl Calibration {
     /// Reads at most `limit` texts, drawn by `seed` where there are more, of at most `max_tokens` tokens.
     ///
     /// # Errors
-    /// What [`read_examples`], [`targets`] and the tokenizer refuse.
+    /// What [`read_examples`] and the tokenizer refuse.
     ///
     /// # Panics
     /// If there is no tokenizer for a source that is text: a bug in the caller.
@@ -82,22 +83,18 @@ impl Calibration {
             }
         };
         sample(&mut examples, limit, seed);
-        let labelled = config.task == Task::SequenceClassification
-            && examples.iter().all(|e| e.label.is_some());
+        let tokenizer = tokenizer.expect("text needs a tokenizer");
+        let tokenized = tokenize(&examples, config, tokenizer, max_tokens)?;
+        let labelled = examples.iter().all(|e| is_labelled(e, config.task));
         let targets = match source {
+            // Labels are a help, not a need: those of another task are left out, and the report
+            // says that none were used.
             Source::File { path, .. } if labelled => {
-                // Labels are a help, not a need: those of another task are left out, and the report
-                // says that none were used.
-                targets(&examples, &config.label_names(), config.regression, path).ok()
+                label(&examples, config, &tokenized, path).ok().flatten()
             }
             _ => None,
         };
-        let tokenizer = tokenizer.expect("text needs a tokenizer");
-        Ok(Calibration::new(
-            &tokenizer.encode_all(&inputs(&examples, config), max_tokens)?,
-            targets,
-            name,
-        ))
+        Ok(Calibration::new(&tokenized.encoded, targets, name))
     }
 
     fn new(encoded: &[Encoded], targets: Option<Targets>, source: String) -> Calibration {
