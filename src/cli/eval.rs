@@ -2,6 +2,8 @@
 
 use super::{ColumnArgs, ThreadArgs, max_tokens, needed_tokenizer, print, print_json};
 use clap::Args;
+use compress::data::Targets;
+use compress::data::prepare::is_labelled;
 use compress::data::tables::read_examples;
 use compress::eval::tasks::{Metric, Prepared, answer, fidelity, judgeable, metrics};
 use compress::model::{Model, Task};
@@ -25,7 +27,7 @@ pub struct EvalArgs {
     #[command(flatten)]
     columns: ColumnArgs,
     /// Tokens of a text that are read [default: what a sentence-transformers model says, else what the
-    /// tokenizer says but at most 128]
+    /// tokenizer says but at most 128, or 384 for question answering]
     #[arg(long, value_name = "TOKENS")]
     max_length: Option<usize>,
     #[command(flatten)]
@@ -41,7 +43,7 @@ pub fn main(args: &EvalArgs) -> Result<()> {
     let tokenizer = needed_tokenizer(&args.model)?;
     let tokens = max_tokens(&model, Some(&tokenizer), &args.model, args.max_length)?;
     let table = read_examples(&args.data, &args.columns.columns())?;
-    let labelled = table.examples.iter().all(|e| e.label.is_some());
+    let labelled = table.examples.iter().all(|e| is_labelled(e, model.config.task));
     let wanted = labelled || args.teacher.is_none();
     let prepared = Prepared::new(&table, &model, &tokenizer, tokens, wanted, &args.data)?;
     let encoder = Encoder::new(&model)?;
@@ -76,17 +78,14 @@ pub fn main(args: &EvalArgs) -> Result<()> {
     }
     let line = |m: &Metric| vec![m.name.to_string(), metric_value(m)];
     let mut rows: Vec<Vec<String>> = judged.iter().map(line).collect();
-    if let (Task::SequenceClassification, Some(accuracy)) = (model.config.task, judged.first())
-        && accuracy.name == "accuracy"
-    {
-        let right = (accuracy.value * prepared.examples as f64).round() as u64;
-        rows.insert(
-            1,
-            vec![
-                "correct".into(),
-                format!("{} of {}", count(right), count(prepared.examples as u64)),
-            ],
-        );
+    let judged_on = match &prepared.targets {
+        Some(Targets::Tokens(texts)) => texts.iter().flatten().flatten().count(),
+        _ => prepared.examples,
+    };
+    if let Some(at) = judged.iter().position(|m| m.name == "accuracy") {
+        let right = (judged[at].value * judged_on as f64).round() as u64;
+        let correct = format!("{} of {}", count(right), count(judged_on as u64));
+        rows.insert(at + 1, vec!["correct".into(), correct]);
     }
     rows.extend(
         against.iter().map(|m| vec![format!("{} with the teacher", m.name), metric_value(m)]),

@@ -5,10 +5,11 @@ use super::{
 };
 use clap::Args;
 use compress::checkpoint::OutputFolder;
+use compress::data::prepare::is_labelled;
 use compress::data::tables::{Columns, read_examples};
 use compress::data::{Calibration, Dataset, Source};
 use compress::eval::tasks::Prepared;
-use compress::model::Model;
+use compress::model::{Model, Task};
 use compress::pipeline::{self, Options};
 use compress::recipe::Recipe;
 use compress::report;
@@ -67,7 +68,7 @@ pub struct RunArgs {
     columns: ColumnArgs,
 
     /// Tokens of a text that are read [default: what a sentence-transformers model says, else what the
-    /// tokenizer says but at most 128]
+    /// tokenizer says but at most 128, or 384 for question answering]
     #[arg(long, value_name = "TOKENS")]
     max_length: Option<usize>,
 
@@ -134,7 +135,11 @@ pub fn main(args: &RunArgs) -> Result<()> {
             let tokenizer = needed_tokenizer(input)?;
             let tokens = max_tokens(&model, Some(&tokenizer), input, args.max_length)?;
             let table = read_examples(path, &args.columns.columns())?;
-            let prepared = Prepared::new(&table, &model, &tokenizer, tokens, true, path)?;
+            // Heads that answer token by token can be judged by agreement alone.
+            let task = model.config.task;
+            let labelled = !matches!(task, Task::TokenClassification | Task::QuestionAnswering)
+                || table.examples.iter().any(|e| is_labelled(e, task));
+            let prepared = Prepared::new(&table, &model, &tokenizer, tokens, labelled, path)?;
             Some((prepared, file_name(path)))
         }
     };

@@ -131,11 +131,16 @@ fn ranks(values: &[f64]) -> Vec<f64> {
     ranks
 }
 
+/// Sum of `parts` by sum of `wholes`; None if that is 0.
+pub(super) fn ratio(parts: &[f64], wholes: &[f64], seed: u64) -> Option<Score> {
+    bootstrap(parts, wholes, seed, |p, w| Some(p.iter().sum::<f64>() / w.iter().sum::<f64>()))
+}
+
 /// `metric` of all rows, and the 2.5th and 97.5th percentile of it over resampled rows.
 ///
 /// Resamples on which it is undefined are left out. Each resample has its own stream, so that the
 /// result does not depend on the number of threads.
-fn bootstrap<T: Copy + Sync>(
+pub(super) fn bootstrap<T: Copy + Sync>(
     x: &[T],
     y: &[T],
     seed: u64,

@@ -2,4 +2,6 @@
 
 pub mod latency;
 pub mod metrics;
+pub mod squad;
+pub mod tagging;
 pub mod tasks;

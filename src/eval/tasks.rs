@@ -1,11 +1,13 @@
 //! What a model answers to a file of examples, and how good that is.
 
 use super::metrics::{self, Score};
+use super::squad::{self, Passage};
+use super::tagging;
 use crate::data::Targets;
 use crate::data::batches::bucket;
-use crate::data::calibration::inputs;
 use crate::data::labels::targets;
-use crate::data::tables::Table;
+use crate::data::prepare::{Tokenized, label, tokenize};
+use crate::data::tables::{Annotation, Example, Table};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::{Model, Task};
 use crate::runtime::{Batch, Encoder, NoObserver};
@@ -24,7 +26,8 @@ pub struct Metric {
     pub interval: Option<[f64; 2]>,
 }
 
-/// What a head said of each text, `[width]`: logits or an embedding, in the order of the data.
+/// What a head said of each text, in the order of the data: logits or an embedding, `[width]`, or logits of
+/// a head that answers token by token, `[tokens, width]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answers {
     pub rows: Vec<Vec<f32>>,
@@ -39,6 +42,8 @@ pub struct Prepared {
     pub examples: usize,
     pub tokens: usize,
     pub targets: Option<Targets>,
+    /// By row, where questions are judged by their answers: what the model's are cut from.
+    pub passages: Vec<Passage>,
     /// How the file's labels were understood, for the report.
     pub columns: crate::data::tables::Columns,
 }
@@ -50,7 +55,7 @@ impl Prepared {
     /// Tokenizes `table`; labels are needed only where `labelled`.
     ///
     /// # Errors
-    /// What the tokenizer and [`targets`] refuse; pairs without a second text.
+    /// What the tokenizer, [`label`] and [`targets`] refuse.
     pub fn new(
         table: &Table,
         model: &Model,
@@ -61,21 +66,33 @@ impl Prepared {
     ) -> Result<Prepared> {
         let config = &model.config;
         let examples = &table.examples;
-        let embedding = config.task == Task::Embedding;
-        let regression = config.regression || embedding;
-        let wanted = matches!(config.task, Task::SequenceClassification | Task::Embedding);
+        let tokenized = tokenize(examples, config, tokenizer, max_tokens)?;
         let pairs = examples.iter().all(|e| e.pair.is_some() && e.label.is_some());
-        let targets = match labelled && wanted && (pairs || !embedding) {
-            true => Some(targets(examples, &config.label_names(), regression, path)?),
-            false => None,
+        let targets = match config.task {
+            _ if !labelled => None,
+            Task::Embedding if !pairs => None,
+            Task::Embedding => Some(targets(examples, &[], true, path)?),
+            _ => label(examples, config, &tokenized, path)?,
         };
-        let encoded = tokenizer.encode_all(&inputs(examples, config), max_tokens)?;
+        let Tokenized { encoded, origins } = tokenized;
+        let passage = |(example, origins): (&Example, _)| match &example.annotation {
+            Some(Annotation::Spans(answers)) => {
+                let context = example.pair.as_deref().unwrap_or_default();
+                Some(Passage::new(context, answers, origins))
+            }
+            _ => None,
+        };
+        let passages = match &targets {
+            Some(Targets::Spans(_)) => examples.iter().zip(origins).filter_map(passage).collect(),
+            _ => Vec::new(),
+        };
         Ok(Prepared {
             tokens: encoded.iter().map(|e| e.ids.len()).sum(),
             rows: encoded.len(),
             examples: examples.len(),
             batches: bucket(&encoded, BATCH_TOKENS, BATCH_TOKENS),
             targets,
+            passages,
             columns: table.columns.clone(),
         })
     }
@@ -87,17 +104,23 @@ impl Prepared {
 /// As [`Encoder::forward`].
 ///
 /// # Panics
-/// For heads that answer token by token: no metric is made of those answers.
+/// For masked LMs and bare encoders: what they say of every token is too much to keep, and no metric is
+/// made of it.
 pub fn answer(encoder: &Encoder, batches: &[Batch], rows: usize) -> Result<Answers> {
+    let judged = !matches!(encoder.model.config.task, Task::MaskedLm | Task::Bare);
+    assert!(judged, "answers are kept for metrics");
     let outputs: Vec<_> = batches
         .par_iter()
         .map(|batch| encoder.forward(batch, None, &mut NoObserver))
         .collect::<Result<_>>()?;
     let mut answers = vec![Vec::new(); rows];
     for (batch, output) in batches.iter().zip(outputs) {
-        assert!(!output.per_token, "answers are kept text by text");
-        for (&row, values) in batch.rows.iter().zip(output.values.chunks_exact(output.width)) {
-            answers[row] = values.to_vec();
+        for (text, &row) in batch.rows.iter().enumerate() {
+            let rows = match output.per_token {
+                true => batch.starts[text]..batch.starts[text + 1],
+                false => text..text + 1,
+            };
+            answers[row] = output.values[rows.start * output.width..rows.end * output.width].into();
         }
     }
     Ok(Answers { rows: answers })
@@ -110,7 +133,13 @@ pub fn answer(encoder: &Encoder, batches: &[Batch], rows: usize) -> Result<Answe
 /// that cannot judge sentence embeddings.
 pub fn judgeable(model: &Model, prepared: &Prepared) -> Result<()> {
     match (model.config.task, &prepared.targets) {
-        (Task::SequenceClassification | Task::Embedding, Some(_)) => Ok(()),
+        (
+            Task::SequenceClassification
+            | Task::TokenClassification
+            | Task::QuestionAnswering
+            | Task::Embedding,
+            Some(_),
+        ) => Ok(()),
         (Task::Embedding, _) => Err(Error::Mismatch {
             found: "the examples are no pairs with a score".into(),
             expected: "sentence embeddings are judged by pairs of texts and their similarity"
@@ -121,8 +150,8 @@ pub fn judgeable(model: &Model, prepared: &Prepared) -> Result<()> {
         (task, _) => Err(Error::Unsupported {
             what: "evaluation of a head for",
             found: task.name().into(),
-            known: "sequence classification and sentence embedding; any head can be compared \
-                        with another model by --teacher"
+            known: "sequence and token classification, question answering and sentence embedding; \
+                        any head can be compared with another model by --teacher"
                 .into(),
         }),
     }
@@ -156,6 +185,26 @@ pub fn metrics(model: &Model, prepared: &Prepared, answers: &Answers) -> Result<
             let predicted: Vec<f64> = answers.rows.iter().map(|r| r[0] as f64).collect();
             correlations(&predicted, scores, &mut add);
         }
+        (Task::TokenClassification, Some(Targets::Tokens(labels))) => {
+            let names = model.config.label_names();
+            let (predicted, actual) = labelled_tokens(answers, labels, names.len());
+            if tagging::is_bio(&names) {
+                add("entity_f1", tagging::entity_f1(&predicted, &actual, &names, 0));
+            }
+            add("accuracy", tagging::accuracy(&predicted, &actual, 0));
+            add("macro_f1", tagging::macro_f1(&predicted, &actual, 0));
+        }
+        (Task::QuestionAnswering, Some(Targets::Spans(_))) => {
+            // A file where every question has an answer is judged as SQuAD 1, else as SQuAD 2.
+            let may_be_none = prepared.passages.iter().any(|p| p.answers.is_empty());
+            let said = prepared.passages.iter().zip(&answers.rows);
+            let said: Vec<String> = said.map(|(p, row)| p.answer(row, may_be_none)).collect();
+            let pairs = || said.iter().zip(&prepared.passages);
+            let f1: Vec<f64> = pairs().map(|(s, p)| squad::f1(s, &p.answers)).collect();
+            let exact = pairs().filter(|(s, p)| squad::exact_match(s, &p.answers)).count();
+            add("f1", metrics::ratio(&f1, &vec![1.0; f1.len()], 0));
+            add("exact_match", metrics::proportion(exact, said.len()));
+        }
         (Task::Embedding, Some(Targets::Scores(scores)))
             if answers.rows.len() == 2 * scores.len() =>
         {
@@ -166,6 +215,23 @@ pub fn metrics(model: &Model, prepared: &Prepared, answers: &Answers) -> Result<
         _ => judgeable(model, prepared)?,
     }
     Ok(found)
+}
+
+/// Of the tokens with a label: the class said and the class it has, by text. An answer that is no number is
+/// none of the classes.
+fn labelled_tokens(
+    answers: &Answers,
+    labels: &[Vec<Option<u32>>],
+    classes: usize,
+) -> (Vec<Vec<u32>>, Vec<Vec<u32>>) {
+    let text = |(logits, labels): (&Vec<f32>, &Vec<Option<u32>>)| {
+        let tokens = logits.chunks_exact(classes).zip(labels);
+        let of = |(logits, label): (&[f32], &Option<u32>)| {
+            label.map(|label| (metrics::argmax(logits).unwrap_or(classes as u32), label))
+        };
+        tokens.filter_map(of).unzip()
+    };
+    answers.rows.iter().zip(labels).map(text).unzip()
 }
 
 fn correlations(
@@ -261,4 +327,91 @@ pub fn fidelity(teacher: &Encoder, student: &Encoder, batches: &[Batch]) -> Resu
         found.push(plain("relative_l2", (sum.error / sum.power).sqrt()));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::tables::{Columns, Span};
+    use crate::data::tokenizer::Origin;
+    use crate::model::testing::{batch, parts, tiny};
+
+    fn prepared(targets: Targets, passages: Vec<Passage>, batches: Vec<Batch>) -> Prepared {
+        let (rows, tokens) = (2, batches.iter().map(Batch::tokens).sum());
+        let columns = Columns::default();
+        Prepared { batches, rows, examples: 2, tokens, targets: Some(targets), passages, columns }
+    }
+
+    fn values(metrics: &[Metric]) -> Vec<(&'static str, f64)> {
+        metrics.iter().map(|m| (m.name, (m.value * 1e4).round() / 1e4)).collect()
+    }
+
+    #[test]
+    fn only_labelled_tokens_count() {
+        let mut parts = parts("bert", Task::TokenClassification, 1);
+        parts.config["id2label"] = serde_json::json!({"0": "O", "1": "B-X", "2": "I-X"});
+        let model = parts.open();
+        let labels = vec![vec![None, Some(1), None, Some(2), None], vec![None, Some(0), None]];
+        let prepared = prepared(Targets::Tokens(labels), Vec::new(), Vec::new());
+        let say = |classes: &[usize]| {
+            classes.iter().flat_map(|&c| (0..3).map(move |i| f32::from(i == c))).collect()
+        };
+        let said = |rows: [&[usize]; 2]| {
+            metrics(&model, &prepared, &Answers { rows: rows.map(say).to_vec() })
+        };
+        let right = said([&[0, 1, 2, 2, 2], &[1, 0, 1]]).expect("judged");
+        assert_eq!(values(&right), [("entity_f1", 1.0), ("accuracy", 1.0), ("macro_f1", 1.0)]);
+        // B-X O | B-X: one of three tokens, no entity of three; F1 of B-X is 1/2.
+        let wrong = said([&[0, 1, 2, 0, 2], &[1, 1, 1]]).expect("judged");
+        assert_eq!(
+            values(&wrong),
+            [("entity_f1", 0.0), ("accuracy", 0.3333), ("macro_f1", 0.2222)]
+        );
+        let mut rows = vec![say(&[0, 1, 2, 2, 2]), say(&[1, 0, 1])];
+        rows[1][3] = f32::NAN;
+        let broken = metrics(&model, &prepared, &Answers { rows }).expect("judged");
+        assert_eq!(values(&broken)[1], ("accuracy", 0.6667));
+    }
+
+    #[test]
+    fn questions_are_judged_by_the_text_of_the_answer() {
+        let model = tiny("bert", Task::QuestionAnswering, 2);
+        let origin = |start, end| Some(Origin { in_pair: true, start, end });
+        let passage = |answers: &[Span]| {
+            Passage::new(
+                "in old Rome",
+                answers,
+                vec![None, origin(0, 2), origin(3, 6), origin(7, 11)],
+            )
+        };
+        let rome = Span { start: 7, text: "Rome".into() };
+        let judge = |answers: [&[Span]; 2], spans: [[usize; 2]; 2]| {
+            let targets = Targets::Spans(vec![Some((3, 3)), None]);
+            let prepared = prepared(targets, answers.map(passage).to_vec(), Vec::new());
+            let say = |[first, last]: [usize; 2]| {
+                let mut logits = vec![0.0; 8];
+                (logits[2 * first], logits[2 * last + 1]) = (1.0, 1.0);
+                logits
+            };
+            let rows = spans.map(say).to_vec();
+            values(&metrics(&model, &prepared, &Answers { rows }).expect("judged"))
+        };
+        let one = std::slice::from_ref(&rome);
+        // "Rome", and "old Rome" with an F1 of 2/3.
+        assert_eq!(judge([one, one], [[3, 3], [2, 3]]), [("f1", 0.8333), ("exact_match", 0.5)]);
+        // No answer is an answer where some question has none.
+        assert_eq!(judge([one, &[]], [[3, 3], [0, 0]]), [("f1", 1.0), ("exact_match", 1.0)]);
+        assert_eq!(judge([one, &[]], [[0, 0], [3, 3]]), [("f1", 0.0), ("exact_match", 0.0)]);
+    }
+
+    #[test]
+    fn answers_are_kept_token_by_token_where_heads_give_them_so() {
+        let model = tiny("bert", Task::TokenClassification, 3);
+        let encoder = Encoder::new(&model).expect("a model that runs");
+        let mut both = batch(4, &[2, 5]);
+        both.rows = vec![1, 0];
+        let output = encoder.forward(&both, None, &mut NoObserver).expect("runs");
+        let answers = answer(&encoder, &[both], 2).expect("runs");
+        assert_eq!(answers.rows, [output.values[6..].to_vec(), output.values[..6].to_vec()]);
+    }
 }

@@ -96,10 +96,84 @@ fn a_teacher_for_another_task_is_refused() {
     text += &dir.fails(6, &["eval", "model", "--data", "data.tsv", "--teacher", "nosuch"]);
     insta::assert_snapshot!(text, @r"
     the teacher is for masked LM with 2 classes, 40 words and width 16, but the model is for sequence classification with 2 classes, 40 words and width 16; give the model that this one was made from
-    evaluation of a head for `masked LM` is not supported; this build knows: sequence classification and sentence embedding; any head can be compared with another model by --teacher
+    evaluation of a head for `masked LM` is not supported; this build knows: sequence and token classification, question answering and sentence embedding; any head can be compared with another model by --teacher
     cannot read nosuch: No such file or directory (os error 2)
     ");
     dir.ok(&["eval", "mlm", "--data", "data.tsv", "--teacher", "mlm"]);
+}
+
+const TAGS: &str = r#"{"tokens": ["the", "good", "film"], "ner_tags": ["O", "B-X", "I-X"]}
+{"tokens": ["bad"], "ner_tags": ["B-X"]}
+"#;
+const QUESTIONS: &str = r#"{"question": "was it good ?", "context": "the film was not good .", "answers": {"text": ["not good"], "answer_start": [13]}}
+{"question": "who ?", "context": "the food was bad", "answers": {"text": [], "answer_start": []}}
+"#;
+
+#[test]
+fn words_and_answers_are_judged_by_their_labels() {
+    let dir = Dir::with_tiny();
+    Tiny::tagger().save(&dir.path("tagger"));
+    Tiny::reader().save(&dir.path("reader"));
+    dir.write("tags.jsonl", TAGS);
+    dir.write("questions.jsonl", QUESTIONS);
+    let names = |json: &Value| {
+        let name = |m: &Value| m["name"].as_str().unwrap().to_string();
+        json["metrics"].as_array().unwrap().iter().map(name).collect::<Vec<_>>().join(" ")
+    };
+    let tags = dir.json(&["eval", "tagger", "--data", "tags.jsonl", "--teacher", "tagger"]);
+    assert_eq!(names(&tags), "entity_f1 accuracy macro_f1");
+    assert_eq!(tags["fidelity"][0]["value"], 1.0);
+    assert_eq!(tags["columns"]["label"], "ner_tags");
+    let questions = dir.json(&["eval", "reader", "--data", "questions.jsonl"]);
+    assert_eq!(names(&questions), "f1 exact_match");
+    let text = dir.ok(&["eval", "tagger", "--data", "tags.jsonl"]);
+    let right = (tags["metrics"][1]["value"].as_f64().unwrap() * 4.0).round();
+    assert!(text.contains(&format!("{right} of 4")), "{text}");
+
+    // They help a run too: to score heads, and to judge the output.
+    for (model, data) in [("tagger", "tags.jsonl"), ("reader", "questions.jsonl")] {
+        let out = format!("{model}-small");
+        let run = ["--passes", "prune", "--calib", data, "--eval", data, model, "-o", &out];
+        let json = dir.json(&run);
+        assert_eq!(json["report"]["calibration"]["labels"], true, "{json:#}");
+        assert_eq!(
+            json["report"]["quality"]["before"].as_array().unwrap().len(),
+            names(match model {
+                "tagger" => &tags,
+                _ => &questions,
+            })
+            .split(' ')
+            .count()
+        );
+    }
+    // Texts without tags are still good for agreement.
+    dir.ok(&["eval", "tagger", "--data", "data.tsv", "--teacher", "tagger"]);
+    dir.ok(&["--passes", "prune", "--eval", "data.tsv", "reader", "-o", "by-agreement"]);
+}
+
+#[test]
+fn words_and_answers_need_their_labels() {
+    let dir = Dir::with_tiny();
+    Tiny::tagger().save(&dir.path("tagger"));
+    Tiny::reader().save(&dir.path("reader"));
+    dir.write("tags.jsonl", TAGS);
+    dir.write("unknown.jsonl", TAGS.replace("B-X\"]}", "B-Y\"]}"));
+    let mut text = String::new();
+    for [model, data] in [
+        ["tagger", "data.tsv"],
+        ["tagger", "unknown.jsonl"],
+        ["reader", "tags.jsonl"],
+        ["model", "tags.jsonl"],
+    ] {
+        text += &dir.fails(4, &["eval", model, "--data", data]);
+        text += "\n";
+    }
+    insta::assert_snapshot!(text, @r#"
+    data.tsv: line 2 has a label and no tags, but the model is for token classification; give JSON lines with `tokens` and `ner_tags`, or name the lists with --text-column and --label-column
+    unknown.jsonl: line 2 has the tag `B-Y`, but the model has `O`, `B-X`, `I-X`; write the model's names or class ids into the file, or set `id2label` in config.json
+    tags.jsonl: line 1 has tags of words and no answers, but the model is for question answering; give JSON lines with `question`, `context` and `answers`: {"text": ["Rome"], "answer_start": [3]}
+    tags.jsonl: line 1 has tags of words and no label, but the model is for sequence classification; use data of the model's task
+    "#);
 }
 
 #[test]

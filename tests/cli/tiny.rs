@@ -57,6 +57,21 @@ impl Tiny {
         tiny
     }
 
+    /// The same encoder with a head for entities of one type.
+    pub fn tagger() -> Tiny {
+        let mut tiny = Tiny::encoder("BertForTokenClassification");
+        tiny.config["id2label"] = json!({"0": "O", "1": "B-X", "2": "I-X"});
+        tiny.push("classifier", &[3, HIDDEN]);
+        tiny
+    }
+
+    /// The same encoder with a head for answers.
+    pub fn reader() -> Tiny {
+        let mut tiny = Tiny::encoder("BertForQuestionAnswering");
+        tiny.push("qa_outputs", &[2, HIDDEN]);
+        tiny
+    }
+
     fn encoder(architecture: &str) -> Tiny {
         let config = json!({
             "architectures": [architecture], "model_type": "bert", "hidden_act": "gelu",
