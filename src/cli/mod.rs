@@ -14,7 +14,7 @@ use compress::checkpoint::Checkpoint;
 use compress::data::tables::Columns;
 use compress::data::tokenizer::{Tokenizer, sentence_max_length};
 use compress::eval::latency;
-use compress::model::Model;
+use compress::model::{Model, Task};
 use compress::{Error, Result};
 use std::error::Error as _;
 use std::path::Path;
@@ -205,7 +205,7 @@ fn needed_tokenizer(input: &Path) -> Result<Tokenizer> {
 }
 
 /// How many tokens of a text are read: what the user asked for, else what a sentence-transformers model
-/// says, else what the tokenizer says but at most 128.
+/// says, else what the tokenizer says but at most 128, or 384 for question answering.
 fn max_tokens(
     model: &Model,
     tokenizer: Option<&Tokenizer>,
@@ -227,7 +227,11 @@ fn max_tokens(
         Some(length) => Some(length),
         None => sentence_max_length(&Checkpoint::open(input)?.transformer_dir)?,
     };
-    let made_for =
-        sentence.or(tokenizer.and_then(Tokenizer::max_length).map(|n| n.min(128))).unwrap_or(128);
+    let usual = match model.config.task {
+        Task::QuestionAnswering => 384, // as in Transformers' run_qa.py: contexts are longer than sentences
+        _ => 128,
+    };
+    let tokenizers = tokenizer.and_then(Tokenizer::max_length).map(|n| n.min(usual));
+    let made_for = sentence.or(tokenizers).unwrap_or(usual);
     Ok(made_for.clamp(1, most))
 }
