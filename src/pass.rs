@@ -61,6 +61,21 @@ pub struct Context<'a> {
     pub progress: &'a dyn Progress,
 }
 
+impl<'a> Context<'a> {
+    /// Nothing but the model.
+    pub fn new(teacher: &'a Model) -> Context<'a> {
+        Context {
+            teacher,
+            calibration: None,
+            data: None,
+            trained_later: false,
+            state: None,
+            seed: 0,
+            progress: &Quiet,
+        }
+    }
+}
+
 /// How a recipe finds a pass.
 pub struct Entry {
     /// The folder under `passes/`, and the name in recipes and reports.

@@ -4,7 +4,6 @@ use super::*;
 use crate::checkpoint::{Dtype, write_file};
 use crate::model::testing::{self, *};
 use crate::model::{LowRank, Task, family};
-use crate::pass::Quiet;
 use crate::report;
 use crate::runtime::kernels::{Mat, MatMut, product};
 use proptest::prelude::*;
@@ -16,8 +15,8 @@ pub fn gaussian(n: usize) -> Vec<f32> {
 
 fn packed(model: &Model, binarize: &Binarize, text: Option<&Calibration>) -> (Model, Vec<Change>) {
     let mut after = model.clone();
-    let cx = Context { calibration: text, seed: 0, progress: &Quiet };
-    let changes = binarize.run(&mut after, &cx).expect("options in range");
+    let cx = Context { calibration: text, ..Context::new(model) };
+    let changes = binarize.run(&mut after, &cx).expect("options in range").changes;
     after.validate().expect("parts that fit");
     (after, changes)
 }
@@ -381,7 +380,7 @@ fn a_packed_pooler_is_read_back() {
 fn a_packed_matrix_is_not_packed_again() {
     let model = tiny("bert", Task::Bare, 61);
     let (mut once, _) = packed(&model, &Binarize::default(), None);
-    let cx = Context { calibration: None, seed: 0, progress: &Quiet };
+    let cx = Context::new(&model);
     let error = Binarize::default().run(&mut once, &cx).expect_err("packed already");
     insta::assert_snapshot!(error, @"`encoder.layer.0.attention.self.query` is packed in 3 sign planes, but only dense weights can be cut or packed; start from the checkpoint as it was before binarization");
 }
@@ -427,9 +426,10 @@ fn the_table_of_changes_is_for_people() {
 #[test]
 fn refusals_name_the_option_and_its_range() {
     let error = |options: Binarize| {
-        let cx = Context { calibration: None, seed: 0, progress: &Quiet };
         let mut model = tiny("bert", Task::Bare, 65);
-        let error = options.run(&mut model, &cx).expect_err("out of range").to_string();
+        let teacher = model.clone();
+        let error =
+            options.run(&mut model, &Context::new(&teacher)).expect_err("out of range").to_string();
         assert_eq!(stored(&model), stored(&tiny("bert", Task::Bare, 65)));
         error
     };

@@ -10,7 +10,7 @@ use crate::pass::{Context, Entry, Pass, Work};
 use crate::report::{Change, Training};
 use crate::train::fit::{Settings, fit};
 use crate::train::losses::Matching;
-use crate::train::sampling::Order;
+use crate::train::sampling::{Order, split};
 use crate::train::schedule::Schedule;
 use crate::train::trainer::Trainer;
 use crate::{Error, Result};
@@ -130,8 +130,6 @@ const EPOCHS: usize = 10;
 const MOST_STEPS: usize = 2000;
 /// Judgements of a run, where their distance is not given.
 const JUDGEMENTS: usize = 10;
-/// One text in so many is held out to judge by, up to so many.
-const HELD_OUT: (usize, usize) = (16, 500);
 
 impl Pass for Distill {
     fn check(&self) -> Result<()> {
@@ -284,13 +282,6 @@ impl Pass for Distill {
         trained.put(model)?;
         Ok(Work { changes: changes(&before, model), training: Some(training.with(&history)) })
     }
-}
-
-/// Which texts are trained on, and which judge.
-fn split(texts: usize) -> (Vec<usize>, Vec<usize>) {
-    let (every, most) = HELD_OUT;
-    let every = every.max(texts.div_ceil(most));
-    (0..texts).partition(|row| row % every != every - 1)
 }
 
 /// One entry for every linear layer whose values changed.

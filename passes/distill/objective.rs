@@ -1,18 +1,21 @@
 //! What the student is trained for: the teacher's answers and states.
 
 use super::{Distill, Method};
-use crate::Result;
+use crate::data::batches::bucket;
+use crate::data::masking::Masker;
 use crate::data::{Dataset, Targets};
 use crate::model::{Config, Model, Task};
-use crate::runtime::{Batch, Encoder};
+use crate::runtime::{Batch, Encoder, NoObserver};
 use crate::train::backward::Signal;
 use crate::train::head::{self, HeadTape};
 use crate::train::losses::{self, Loss, Projection, Sinkhorn};
 use crate::train::objective::{Group, Moment, Objective, Path, Rate, Seen, Verdict};
 use crate::train::tape::{self, Dropout, Plan, Tape};
 use crate::train::task;
+use crate::{Error, Result};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+use std::borrow::Cow;
 
 /// Temperature of similarities within a batch (distillation notes, §10).
 const SIMILARITY_TEMPERATURE: f32 = 0.05;
@@ -27,10 +30,20 @@ pub struct Distillation<'a> {
     /// Updates of the run.
     pub steps: usize,
     seed: u64,
-    /// Held-out texts, by rows of the data, and what the teacher says of them.
-    held: Vec<(Batch, Vec<f32>)>,
+    /// How tokens are hidden from a masked-LM model.
+    masker: Option<&'a Masker>,
+    held: Vec<Held>,
     /// From the student's states to the teacher's, where their widths differ.
     projection: Option<Projection>,
+}
+
+/// Held-out texts, by rows of the data.
+struct Held {
+    batch: Batch,
+    /// The hidden tokens, for a masked-LM model.
+    picked: Vec<usize>,
+    /// What the teacher says; for a masked-LM model too much to keep.
+    teacher: Option<Vec<f32>>,
 }
 
 /// Tokens of a batch of held-out texts.
@@ -52,6 +65,7 @@ impl<'a> Distillation<'a> {
             rows: Vec::new(),
             steps: 0,
             seed,
+            masker: None,
             held: Vec::new(),
             projection: None,
         };
@@ -59,11 +73,29 @@ impl<'a> Distillation<'a> {
         if wide != narrow {
             distillation.projection = Some(Projection::new(wide, narrow));
         }
+        if teacher.config.task == Task::MaskedLm {
+            distillation.masker = data.masker.as_ref();
+            if data.masker.is_none() {
+                return Err(Error::Mismatch {
+                    found: "the tokenizer has no mask".into(),
+                    expected: "a masked-LM model is trained by hiding tokens".into(),
+                    advice: "use the tokenizer that belongs to the checkpoint",
+                });
+            }
+        }
         let texts: Vec<_> = held.iter().map(|&row| data.texts[row].clone()).collect();
-        for mut batch in crate::data::batches::bucket(&texts, JUDGED_TOKENS, JUDGED_TOKENS) {
-            batch.rows.iter_mut().for_each(|row| *row = held[*row]);
-            let says = distillation.ask(&batch, &[])?.1.values;
-            distillation.held.push((batch, says));
+        for batch in bucket(&texts, JUDGED_TOKENS, JUDGED_TOKENS) {
+            let batch = task::renumbered(batch, held);
+            let mut one = Held { batch, picked: Vec::new(), teacher: None };
+            match distillation.masker {
+                Some(masker) => {
+                    let vocab = teacher.config.vocab;
+                    let (hidden, asked) = masker.hide(&one.batch, vocab, seed, task::JUDGED);
+                    one = Held { batch: hidden, picked: task::places(&asked), teacher: None };
+                }
+                None => one.teacher = Some(distillation.ask(&one.batch, &[])?.1.values),
+            }
+            distillation.held.push(one);
         }
         Ok(distillation)
     }
@@ -113,13 +145,6 @@ impl<'a> Distillation<'a> {
                 Loss { value: loss.value, grad: loss.grad }
             }
         }
-    }
-
-    /// `batch` with the numbers that the data has for its texts.
-    fn in_data(&self, batch: &Batch) -> Batch {
-        let mut batch = batch.clone();
-        batch.rows.iter_mut().for_each(|row| *row = self.rows[*row]);
-        batch
     }
 
     /// Losses that look at states, each with its weight.
@@ -241,6 +266,13 @@ impl Sum {
 }
 
 impl Objective for Distillation<'_> {
+    fn input<'a>(&self, batch: &'a Batch, at: Moment) -> (Cow<'a, Batch>, Vec<Option<u32>>) {
+        let Some(masker) = self.masker else { return (Cow::Borrowed(batch), Vec::new()) };
+        let (vocab, step) = (self.config().vocab, task::masking_step(at));
+        let (hidden, asked) = masker.hide(batch, vocab, self.seed, step);
+        (Cow::Owned(hidden), asked)
+    }
+
     fn path<'a>(&'a self, encoder: &'a Encoder<'a>, at: Moment) -> Path<'a> {
         let mut path = Path::of(encoder);
         if self.options.method == Method::Theseus {
@@ -261,8 +293,7 @@ impl Objective for Distillation<'_> {
     fn loss(&self, seen: &Seen) -> Result<Verdict> {
         let options = self.options;
         let depth = seen.encoder.layers.len();
-        let picked: Vec<usize> =
-            (0..seen.targets.len()).filter(|&t| seen.targets[t].is_some()).collect();
+        let picked = task::places(seen.targets);
         let last = tape::hidden(seen.tapes, depth);
         let student = head::forward(seen.encoder, seen.batch, &last, &picked, seen.dropout);
         let mut sum = Sum {
@@ -273,12 +304,16 @@ impl Objective for Distillation<'_> {
         };
         let theseus = options.method == Method::Theseus;
         if let Some(targets) = self.targets {
-            let loss = task::loss(&student, &self.in_data(seen.batch), targets);
+            let batch = task::renumbered(seen.batch.clone(), &self.rows);
+            let loss = task::loss(&student, &batch, targets);
             // Module replacing trains by the task alone.
             let weight = if theseus { 1.0 } else { options.task };
             sum.answer("task", weight, &loss);
+        } else if !picked.is_empty() && (options.task > 0.0 || theseus) {
+            let weight = if theseus { 1.0 } else { options.task };
+            sum.answer("task", weight, &task::masked_loss(&student, seen.targets));
         }
-        if !theseus || self.targets.is_none() {
+        if !theseus || sum.losses.is_empty() {
             let (tapes, teacher) = self.ask(seen.batch, &picked)?;
             let (says, width) = (&teacher.values, teacher.width);
             if options.prediction > 0.0 {
@@ -310,9 +345,21 @@ impl Objective for Distillation<'_> {
 
     fn judge(&self, encoder: &Encoder) -> Result<Option<f64>> {
         let (mut sum, mut texts) = (0.0, 0);
-        for (batch, teacher) in &self.held {
-            let output = encoder.forward(batch, None, &mut crate::runtime::NoObserver)?;
-            let loss = self.predictions(&output.values, teacher, output.width, batch);
+        for Held { batch, picked, teacher } in &self.held {
+            let says = |encoder: &Encoder| -> Result<HeadTape> {
+                let last = encoder.hidden(batch, None, &mut NoObserver)?;
+                Ok(head::forward(encoder, batch, &last, picked, Dropout::default()))
+            };
+            let asked;
+            let teacher = match teacher {
+                Some(teacher) => teacher,
+                None => {
+                    asked = says(&self.teacher)?;
+                    &asked.values
+                }
+            };
+            let student = says(encoder)?;
+            let loss = self.predictions(&student.values, teacher, student.width, batch);
             sum += loss.value * batch.texts() as f64;
             texts += batch.texts();
         }

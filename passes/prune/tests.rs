@@ -5,25 +5,25 @@ use super::*;
 use crate::data::Calibration;
 use crate::model::testing::*;
 use crate::model::{FeedForward, Linear, Task, Weight, family};
-use crate::pass::Quiet;
 use crate::report;
 use crate::runtime::{Batch, Encoder, NoObserver, RunAttention, RunFeedForward};
 use proptest::prelude::*;
 
-fn context(calibration: Option<&Calibration>) -> Context<'_> {
-    Context { calibration, seed: 3, progress: &Quiet }
+fn context<'a>(model: &'a Model, calibration: Option<&'a Calibration>) -> Context<'a> {
+    Context { calibration, seed: 3, ..Context::new(model) }
 }
 
 fn pruned(model: &Model, prune: &Prune, text: Option<&Calibration>) -> (Model, Vec<Change>) {
     let mut after = model.clone();
-    let changes = prune.run(&mut after, &context(text)).expect("options in range");
+    let changes = prune.run(&mut after, &context(model, text)).expect("options in range").changes;
     after.validate().expect("parts that fit");
     (after, changes)
 }
 
 fn refused(prune: &Prune) -> String {
     let mut model = tiny("bert", Task::Bare, 1);
-    prune.run(&mut model, &context(None)).expect_err("out of range").to_string()
+    let teacher = model.clone();
+    prune.run(&mut model, &context(&teacher, None)).expect_err("out of range").to_string()
 }
 
 fn params(model: &Model) -> usize {
@@ -122,7 +122,9 @@ fn what_goes_nowhere_goes_first() {
         let model = with_idle_parts(family, task, 4);
         let text = calibration(5, 2);
         assert_idle_parts_score_zero(&scores::from_weights(&model).expect("dense"));
-        assert_idle_parts_score_zero(&scores::fisher(&model, &text, &context(None)).expect("runs"));
+        assert_idle_parts_score_zero(
+            &scores::fisher(&model, &text, &context(&model, None)).expect("runs"),
+        );
         // Just these: one head and eight units.
         let (head, unit, total) = sizes(&model);
         let sparsity = (head + 8 * unit) as f64 / total as f64 - 1e-6;
@@ -158,7 +160,7 @@ fn the_strongest_units_stay() {
 fn fisher_scores_are_squared_gradients_by_text() {
     let model = tiny("electra", Task::SequenceClassification, 8);
     let text = calibration(9, 2);
-    let found = scores::fisher(&model, &text, &context(None)).expect("runs");
+    let found = scores::fisher(&model, &text, &context(&model, None)).expect("runs");
     let encoder = Encoder::new(&model).expect("a model that runs");
     let mut expected = [0.0f64; HEADS];
     for batch in &text.batches {

@@ -7,6 +7,7 @@ mod inspect;
 mod passes;
 mod progress;
 mod run;
+mod train;
 mod verify;
 
 use clap::{Args, Parser, Subcommand};
@@ -48,6 +49,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Judge a model by a file of examples
     Eval(eval::EvalArgs),
+    /// Fine-tune a checkpoint on a task
+    Train(train::TrainArgs),
     /// List the passes, or explain one
     Passes(passes::PassesArgs),
     /// Run given token ids through a model and store what comes out
@@ -114,13 +117,14 @@ pub fn main() -> ExitCode {
     return_large_buffers();
     quiet_guarded_panics();
     let cli = Cli::parse();
-    if let None | Some(Command::Forward(_)) = cli.command {
+    if let None | Some(Command::Forward(_) | Command::Train(_)) = cli.command {
         progress::catch_signals(); // the others leave nothing behind when a signal ends them
     }
     let done = match &cli.command {
         None => run::main(&cli.run),
         Some(Command::Inspect(args)) => inspect::main(args),
         Some(Command::Eval(args)) => eval::main(args),
+        Some(Command::Train(args)) => train::main(args),
         Some(Command::Passes(args)) => passes::main(args),
         Some(Command::Forward(args)) => forward::main(args),
         Some(Command::Verify(args)) => verify::main(args),
@@ -147,6 +151,16 @@ fn return_large_buffers() {
     // SAFETY: mallopt only sets a parameter, before any thread is started.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 16 << 20);
+    }
+}
+
+/// Training asks for the same buffers again in every step: freed memory stays with the process instead of
+/// being fetched from the system anew, a page at a time.
+fn keep_freed_buffers() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt only sets a parameter, and takes its own lock.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 512 << 20);
     }
 }
 
@@ -234,4 +248,8 @@ fn max_tokens(
     let tokenizers = tokenizer.and_then(Tokenizer::max_length).map(|n| n.min(usual));
     let made_for = sentence.or(tokenizers).unwrap_or(usual);
     Ok(made_for.clamp(1, most))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
 }

@@ -1,10 +1,11 @@
 //! `compress --passes … MODEL -o OUT`
 
 use super::{
-    ColumnArgs, ThreadArgs, max_tokens, needed_tokenizer, print, print_json, progress, tokenizer,
+    ColumnArgs, ThreadArgs, file_name, keep_freed_buffers, max_tokens, needed_tokenizer, print,
+    print_json, progress, tokenizer,
 };
 use clap::Args;
-use compress::checkpoint::OutputFolder;
+use compress::checkpoint::{Checkpoint, OutputFolder, sha256};
 use compress::data::prepare::is_labelled;
 use compress::data::tables::{Columns, read_examples};
 use compress::data::{Calibration, Dataset, Source};
@@ -17,6 +18,7 @@ use compress::train::state::StateFile;
 use compress::{Error, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -120,6 +122,9 @@ pub fn main(args: &RunArgs) -> Result<()> {
         }
         None => Recipe::parse(args.passes.as_deref().unwrap_or_default(), &args.set)?,
     };
+    if recipe.steps.iter().any(|s| s.pass.trains()) {
+        keep_freed_buffers();
+    }
     let model = Model::open(input)?;
     let folder = OutputFolder::create(output, input, args.force)?;
     let data = data(args, &model, input)?;
@@ -164,10 +169,14 @@ pub fn main(args: &RunArgs) -> Result<()> {
         arguments += &format!(" --max-length {length}");
     }
     let state = match args.resume {
-        true => Some(state(args, &recipe, &arguments, input, output, &calib)?),
+        true => {
+            let files = [args.data.clone(), Some(PathBuf::from(&calib)).filter(|p| p.is_file())];
+            let arguments = format!("{} {arguments}", recipe.to_toml());
+            let files = files.into_iter().flatten();
+            Some(state_file(&arguments, input, output, files, args.save_every)?)
+        }
         false => None,
     };
-    let folder_of_state = state.as_ref().map(|s| s.path.clone());
     let options = Options {
         seed: args.seed,
         arguments: &arguments,
@@ -180,13 +189,8 @@ pub fn main(args: &RunArgs) -> Result<()> {
         progress: &bar,
         interrupted: &progress::interrupted,
     };
-    let done = pipeline::run(&model, input, &recipe, folder, &options);
-    bar.finish();
-    let done = done?;
-    if let Some(folder) = folder_of_state {
-        let failed = |source| Error::Write { path: folder.clone(), source };
-        std::fs::remove_dir_all(&folder).map_err(failed)?;
-    }
+    let done =
+        with_state(&options, &bar, || pipeline::run(&model, input, &recipe, folder, &options))?;
     if args.json {
         return print_json(&json!({
             "output": done.output, "report": done.report, "measured": done.measured,
@@ -255,31 +259,49 @@ fn data(args: &RunArgs, model: &Model, input: &Path) -> Result<Option<Dataset>> 
     Dataset::read(path, &columns, &tokenizer, &model.config, limit, tokens, args.seed).map(Some)
 }
 
-/// Where training keeps its state: a folder beside the output, with what the outcome depends on.
-fn state(
-    args: &RunArgs,
-    recipe: &Recipe,
+/// Where training keeps its state: a folder beside the output, with what the outcome depends on: the
+/// arguments, and the contents of the files.
+pub fn state_file(
     arguments: &str,
     input: &Path,
     output: &Path,
-    calib: &str,
+    files: impl IntoIterator<Item = PathBuf>,
+    save_every: u64,
 ) -> Result<StateFile> {
     let mut name = output.file_name().unwrap_or_default().to_os_string();
     name.push(".resume");
     let folder = output.with_file_name(name);
     let failed = |source| Error::Write { path: folder.clone(), source };
     std::fs::create_dir_all(&folder).map_err(failed)?;
-    let mut files = compress::checkpoint::Checkpoint::open(input)?.files;
-    files.extend(args.data.clone());
-    files.extend(Some(PathBuf::from(calib)).filter(|path| path.is_file()));
-    let mut key = format!("{} {} {arguments}", env!("CARGO_PKG_VERSION"), recipe.to_toml());
-    for file in files {
-        key += &format!(" {}", compress::checkpoint::sha256(&file)?);
+    let mut key = format!("{} {arguments}", env!("CARGO_PKG_VERSION"));
+    for file in Checkpoint::open(input)?.files.into_iter().chain(files) {
+        key += &format!(" {}", sha256(&file)?);
     }
-    let every = std::time::Duration::from_secs(args.save_every);
-    Ok(StateFile { path: folder, key, every })
+    Ok(StateFile { path: folder, key, every: Duration::from_secs(save_every) })
 }
 
-fn file_name(path: &Path) -> String {
-    path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+/// Runs what may be resumed: its state goes when it is done, and stays when it is stopped.
+pub fn with_state<T>(
+    options: &Options,
+    bar: &progress::Bar,
+    run: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let done = run();
+    bar.finish();
+    let Some(StateFile { path: folder, .. }) = &options.state else { return done };
+    match &done {
+        Ok(_) => {
+            let failed = |source| Error::Write { path: folder.clone(), source };
+            std::fs::remove_dir_all(folder).map_err(failed)?;
+        }
+        Err(Error::Interrupted) => {
+            let folder = folder.display();
+            options.progress.log(&format!("the state is in {folder}; the same command goes on"));
+        }
+        Err(_) => {
+            // A run that never trained leaves nothing behind.
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
+    done
 }

@@ -7,7 +7,7 @@ use compress::model::Model;
 use compress::pipeline::fingerprint;
 use compress::{Error, Result};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub struct VerifyArgs {

@@ -2,6 +2,7 @@
 
 use super::batches::bucket;
 use super::labels::Targets;
+use super::masking::Masker;
 use super::prepare::{is_labelled, label, tokenize};
 use super::tables::{Columns, Example, read_examples};
 use super::tokenizer::{Encoded, Tokenizer};
@@ -24,6 +25,8 @@ pub struct Calibration {
     pub held_out: Vec<Batch>,
     /// By `Batch::rows`; `None` where the text has no labels or the model's head takes none.
     pub targets: Option<Targets>,
+    /// How to hide tokens of it; None without a tokenizer, or where that has no mask.
+    pub masker: Option<Masker>,
     /// In the words of reports: `built-in text`, or the file's name.
     pub source: String,
     pub texts: usize,
@@ -65,7 +68,8 @@ impl Calibration {
         let (mut examples, name) = match source {
             Source::Random => {
                 let encoded = random(tokenizer, config, limit, max_tokens, seed)?;
-                return Ok(Calibration::new(&encoded, None, "random tokens".into()));
+                let calibration = Calibration::new(&encoded, None, "random tokens".into());
+                return Ok(Calibration { masker: tokenizer.and_then(Masker::of), ..calibration });
             }
             Source::Builtin => {
                 let lines = BUILTIN.lines().filter(|l| !l.trim().is_empty());
@@ -94,7 +98,8 @@ impl Calibration {
             }
             _ => None,
         };
-        Ok(Calibration::new(&tokenized.encoded, targets, name))
+        let calibration = Calibration::new(&tokenized.encoded, targets, name);
+        Ok(Calibration { masker: Masker::of(tokenizer), ..calibration })
     }
 
     fn new(encoded: &[Encoded], targets: Option<Targets>, source: String) -> Calibration {
@@ -102,7 +107,7 @@ impl Calibration {
         let held_out = hold_out(&mut batches);
         let texts = batches.iter().map(Batch::texts).sum();
         let tokens = batches.iter().map(Batch::tokens).sum();
-        Calibration { batches, held_out, targets, source, texts, tokens }
+        Calibration { batches, held_out, targets, masker: None, source, texts, tokens }
     }
 }
 

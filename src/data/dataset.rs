@@ -2,6 +2,7 @@
 
 use super::calibration::{Calibration, sample};
 use super::labels::Targets;
+use super::masking::Masker;
 use super::prepare::{is_labelled, label, tokenize};
 use super::tables::{Columns, read_examples};
 use super::tokenizer::{Encoded, Tokenizer};
@@ -15,6 +16,8 @@ pub struct Dataset {
     pub texts: Vec<Encoded>,
     /// One entry a text.
     pub targets: Option<Targets>,
+    /// How to hide tokens; None without a tokenizer that has a mask.
+    pub masker: Option<Masker>,
     /// In the words of reports: the file's name, or `built-in text`.
     pub source: String,
 }
@@ -34,7 +37,8 @@ impl Dataset {
         rows.sort_by_key(|(row, _)| *row);
         let (rows, texts): (Vec<usize>, Vec<Encoded>) = rows.into_iter().unzip();
         let targets = calibration.targets.as_ref().map(|t| t.select(&rows));
-        Dataset { texts, targets, source: calibration.source.clone() }
+        let masker = calibration.masker.clone();
+        Dataset { texts, targets, masker, source: calibration.source.clone() }
     }
 
     /// Reads at most `limit` examples of a file, drawn by `seed` where there are more, of at most
@@ -59,7 +63,7 @@ impl Dataset {
             false => None,
         };
         let source = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
-        Ok(Dataset { texts: tokenized.encoded, targets, source })
+        Ok(Dataset { texts: tokenized.encoded, targets, masker: Masker::of(tokenizer), source })
     }
 
     /// Tokens of all texts.

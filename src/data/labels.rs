@@ -27,6 +27,8 @@ impl Targets {
         match self {
             Targets::Classes(all) => Targets::Classes(rows.iter().map(|&r| all[r]).collect()),
             Targets::Scores(all) => Targets::Scores(rows.iter().map(|&r| all[r]).collect()),
+            Targets::Tokens(all) => Targets::Tokens(rows.iter().map(|&r| all[r].clone()).collect()),
+            Targets::Spans(all) => Targets::Spans(rows.iter().map(|&r| all[r]).collect()),
         }
     }
 }

@@ -1,7 +1,50 @@
 //! Masked-LM corruption (BERT, Devlin et al. 2019, §3.1).
 
+use super::tokenizer::Tokenizer;
+use crate::runtime::Batch;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+use std::collections::BTreeSet;
+
+/// Share of tokens that are hidden (BERT).
+const RATE: f32 = 0.15;
+
+/// What hiding tokens takes of a tokenizer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Masker {
+    pub mask_id: u32,
+    /// Ids that are no text.
+    pub special: BTreeSet<u32>,
+}
+
+impl Masker {
+    /// None when the tokenizer has no mask.
+    pub fn of(tokenizer: &Tokenizer) -> Option<Masker> {
+        Some(Masker { mask_id: tokenizer.mask_id()?, special: tokenizer.special_ids() })
+    }
+
+    /// `batch` with some of its tokens hidden, and by token what stood there. The same `seed`, `step` and
+    /// row of a text give the same choice.
+    pub fn hide(
+        &self,
+        batch: &Batch,
+        vocab: usize,
+        seed: u64,
+        step: u64,
+    ) -> (Batch, Vec<Option<u32>>) {
+        let (mut hidden, mut targets) = (batch.clone(), Vec::with_capacity(batch.tokens()));
+        for (span, &row) in batch.starts.windows(2).zip(&batch.rows) {
+            let ids = &batch.ids[span[0]..span[1]];
+            let special = |i: usize| self.special.contains(&ids[i]);
+            let seed = seed ^ step.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let (corrupted, asked) =
+                mask_tokens(ids, special, self.mask_id, vocab, RATE, seed, row as u64);
+            hidden.ids[span[0]..span[1]].copy_from_slice(&corrupted);
+            targets.extend(asked);
+        }
+        (hidden, targets)
+    }
+}
 
 /// `ids` with some tokens hidden, and by token what stood there; None where nothing is asked.
 ///

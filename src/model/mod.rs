@@ -10,6 +10,7 @@ pub mod family;
 pub mod head;
 pub mod linear;
 mod load;
+mod new_head;
 mod places;
 mod save;
 pub mod slice;

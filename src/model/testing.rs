@@ -210,6 +210,7 @@ pub fn calibration(seed: u64, batches: usize) -> Calibration {
         batch.rows.iter_mut().for_each(|row| *row += i * lengths.len());
     }
     Calibration {
+        masker: None,
         texts: batches.iter().map(Batch::texts).sum(),
         tokens: batches.iter().map(Batch::tokens).sum(),
         batches,

@@ -89,6 +89,9 @@ impl History {
     }
 }
 
+/// Points of a history without judgements.
+const STRETCHES: usize = 10;
+
 /// Trains on `texts` in `order` and leaves the best weights that were judged in `trainer`, else the last.
 ///
 /// With `state`, an earlier run that was stopped goes on where it stood, and gives the same bytes as one
@@ -122,6 +125,7 @@ pub fn fit(
         None => {}
     }
     let (start, before) = (Instant::now(), history.tokens);
+    let stretch = settings.steps.div_ceil(STRETCHES);
     let mut saved = Instant::now();
     let mut cache = Cache::default();
     while history.steps < settings.steps && !stopped(&history, settings) {
@@ -148,7 +152,7 @@ pub fn fit(
         if settings.evaluate > 0 && (last || history.steps.is_multiple_of(settings.evaluate)) {
             judge(trainer, objective, &mut history, &mut best)?;
             tell(name, &history, settings.steps, rate, progress);
-        } else if last {
+        } else if last || (settings.evaluate == 0 && history.steps.is_multiple_of(stretch)) {
             history.close(None);
             tell(name, &history, settings.steps, rate, progress);
         }

@@ -79,7 +79,8 @@ impl<'m> Trainer<'m> {
         for ((value, grad), slot) in leaves.zip(&mut slots) {
             slot.form.write(value.to_mut());
             *grad = Cow::Owned(if slot.trained { vec![0.0; value.len()] } else { Vec::new() });
-            slot.states = slot.form.gradients(&[]).iter().map(|_| Adam::default()).collect();
+            let parameters = slot.form.parameters(&mut Vec::new()).len();
+            slot.states = vec![Adam::default(); parameters];
         }
         Ok(Trainer {
             encoder,

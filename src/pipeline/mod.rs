@@ -1,12 +1,16 @@
 //! Runs a recipe: one pass after the other, checked, measured, written.
 
+mod finetune;
+
+pub use finetune::Finetune;
+
 use crate::checkpoint::OutputFolder;
 use crate::data::{Calibration, Dataset};
 use crate::eval::latency;
 use crate::eval::tasks::{Prepared, answer, fidelity, metrics};
-use crate::model::Model;
 use crate::model::cost::Cost;
-use crate::pass::{Context, Progress};
+use crate::model::{Model, Task};
+use crate::pass::{Context, Pass, Progress};
 use crate::recipe::Recipe;
 use crate::report::{
     self, CalibrationNote, FileNote, Measured, PassNote, Quality, Report, SCHEMA, Summary,
@@ -54,11 +58,44 @@ pub fn run(
     teacher: &Model,
     input: &Path,
     recipe: &Recipe,
-    mut folder: OutputFolder,
+    folder: OutputFolder,
     options: &Options,
 ) -> Result<Outcome> {
     let start = Instant::now();
-    let (model, passes, times) = apply(teacher, recipe, options)?;
+    let applied = apply(teacher, recipe, options)?;
+    write(teacher, input, applied, Some(recipe), folder, options, start)
+}
+
+/// Fine-tunes `model`, which was read from `input` and may have got a new head, and writes `folder`.
+///
+/// # Errors
+/// As [`run`].
+pub fn finetune(
+    model: &Model,
+    input: &Path,
+    finetune: &Finetune,
+    folder: OutputFolder,
+    options: &Options,
+) -> Result<Outcome> {
+    let start = Instant::now();
+    finetune.check()?;
+    let mut trained = model.clone();
+    let pass = Step { index: 0, name: "train", pass: finetune, trained_later: false };
+    let (note, seconds) = one(model, &mut trained, pass, options)?;
+    let applied = (trained, vec![note], vec![("train", seconds)]);
+    write(model, input, applied, None, folder, options, start)
+}
+
+/// Judges and writes what was made; without a recipe nothing was compressed.
+fn write(
+    teacher: &Model,
+    input: &Path,
+    (model, passes, times): Applied,
+    recipe: Option<&Recipe>,
+    mut folder: OutputFolder,
+    options: &Options,
+    start: Instant,
+) -> Result<Outcome> {
     let (quality, latency) = judge(teacher, &model, options)?;
     if (options.interrupted)() {
         return Err(Error::Interrupted);
@@ -73,17 +110,23 @@ pub fn run(
         options.interrupted,
     )?;
     let written = files.iter().filter(|f| f.name.ends_with(".safetensors")).map(|f| f.bytes).sum();
-    let recipe_json = recipe.to_json();
+    let recipe_json = recipe.map_or(Value::Null, Recipe::to_json);
     files.push(folder.add_file("config.json", &pretty(&model.config_json(&recipe_json)))?);
+    let sentences = model.config.task == Task::Embedding;
     for (from, name) in side_files(&root, input)? {
-        files.push(folder.copy_file(&from, &name)?);
+        // The length and the pooling of sentence embeddings say nothing of another head.
+        if sentences || !(name.contains('/') || name.contains("sentence")) {
+            files.push(folder.copy_file(&from, &name)?);
+        }
     }
-    if root.join("modules.json").is_file() {
+    if sentences && root.join("modules.json").is_file() {
         files.push(folder.add_file("modules.json", &pretty(&flat_modules(&root)?))?);
     }
     let arguments: String = options.arguments.chars().filter(|c| !c.is_control()).collect();
-    let recipe_toml = format!("# compress --recipe recipe.toml {arguments}\n{}", recipe.to_toml());
-    files.push(folder.add_file("recipe.toml", recipe_toml.as_bytes())?);
+    if let Some(recipe) = recipe {
+        let text = format!("# compress --recipe recipe.toml {arguments}\n{}", recipe.to_toml());
+        files.push(folder.add_file("recipe.toml", text.as_bytes())?);
+    }
 
     let note = |c: &Calibration| CalibrationNote {
         source: c.source.clone(),
@@ -135,46 +178,67 @@ pub fn run(
 
 type Applied = (Model, Vec<PassNote>, Vec<(&'static str, f64)>);
 
-/// The passes, one after the other; the model is checked after each.
+/// The passes, one after the other.
 fn apply(teacher: &Model, recipe: &Recipe, options: &Options) -> Result<Applied> {
     let mut model = teacher.clone();
     let (mut notes, mut times) = (Vec::new(), Vec::new());
-    for (i, step) in recipe.steps.iter().enumerate() {
-        let start = Instant::now();
-        let before = Cost::of(&model).total;
-        let state = options.state.as_ref().map(|s| StateFile {
-            path: s.path.join(format!("{i}-{}.safetensors", step.name)),
-            ..s.clone()
-        });
-        let cx = Context {
-            teacher,
-            calibration: options.calibration,
-            data: options.data,
-            trained_later: recipe.steps[i + 1..].iter().any(|s| s.pass.trains()),
-            state: state.as_ref(),
-            seed: options.seed,
-            progress: options.progress,
-        };
-        let work =
-            step.pass.run(&mut model, &cx).and_then(|work| check(&model).map(|()| work)).map_err(
-                |e| match e {
-                    Error::Interrupted | Error::Option { .. } => e,
-                    e => Error::InPass { pass: step.name, source: Box::new(e) },
-                },
-            )?;
-        let after = Cost::of(&model).total;
-        notes.push(PassNote {
-            name: step.name,
-            params_before: before.params,
-            params_after: after.params,
-            bytes_before: before.bytes,
-            bytes_after: after.bytes,
-            changes: work.changes,
-            training: work.training,
-        });
-        times.push((step.name, start.elapsed().as_secs_f64()));
+    for (index, step) in recipe.steps.iter().enumerate() {
+        let trained_later = recipe.steps[index + 1..].iter().any(|s| s.pass.trains());
+        let pass = Step { index, name: step.name, pass: &*step.pass, trained_later };
+        let (note, seconds) = one(teacher, &mut model, pass, options)?;
+        notes.push(note);
+        times.push((step.name, seconds));
     }
     Ok((model, notes, times))
+}
+
+/// A pass to be run.
+struct Step<'a> {
+    index: usize,
+    name: &'static str,
+    pass: &'a dyn Pass,
+    trained_later: bool,
+}
+
+/// Runs one pass and checks the model after it; how many seconds it took.
+fn one(
+    teacher: &Model,
+    model: &mut Model,
+    step: Step,
+    options: &Options,
+) -> Result<(PassNote, f64)> {
+    let start = Instant::now();
+    let before = Cost::of(model).total;
+    let state = options.state.as_ref().map(|s| StateFile {
+        path: s.path.join(format!("{}-{}.safetensors", step.index, step.name)),
+        ..s.clone()
+    });
+    let cx = Context {
+        teacher,
+        calibration: options.calibration,
+        data: options.data,
+        trained_later: step.trained_later,
+        state: state.as_ref(),
+        seed: options.seed,
+        progress: options.progress,
+    };
+    let work = step.pass.run(model, &cx).and_then(|work| check(model).map(|()| work)).map_err(
+        |e| match e {
+            Error::Interrupted | Error::Option { .. } | Error::Usage { .. } => e,
+            e => Error::InPass { pass: step.name, source: Box::new(e) },
+        },
+    )?;
+    let after = Cost::of(model).total;
+    let note = PassNote {
+        name: step.name,
+        params_before: before.params,
+        params_after: after.params,
+        bytes_before: before.bytes,
+        bytes_after: after.bytes,
+        changes: work.changes,
+        training: work.training,
+    };
+    Ok((note, start.elapsed().as_secs_f64()))
 }
 
 fn check(model: &Model) -> Result<()> {

@@ -1,0 +1,144 @@
+//! A head for another task, to be trained.
+
+use super::config::{Config, Task};
+use super::family::Pooling;
+use super::*;
+use crate::checkpoint::Dtype;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use serde_json::{Map, json};
+
+/// Spread of a fresh matrix (BERT's `initializer_range`).
+const SPREAD: f32 = 0.02;
+
+impl Model {
+    /// The encoder with a fresh head for `task` in the place of its own; a pooler that the checkpoint has is
+    /// kept where the family's head begins with one. Matrices are drawn from N(0, 0.02²) by `seed`, biases
+    /// are 0.
+    ///
+    /// - `labels`: class names by id; one name for a regression; not used for question answering
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for heads that cannot be made: masked LM and embeddings.
+    pub fn with_head(&self, task: Task, labels: &[String], seed: u64) -> Result<Model> {
+        let suffix = match task {
+            Task::SequenceClassification => "ForSequenceClassification",
+            Task::TokenClassification => "ForTokenClassification",
+            Task::QuestionAnswering => "ForQuestionAnswering",
+            Task::MaskedLm | Task::Embedding | Task::Bare => {
+                return Err(Error::Unsupported {
+                    what: "a new head for",
+                    found: task.name().into(),
+                    known: "sequence classification, token classification, question answering"
+                        .into(),
+                });
+            }
+        };
+        let family = self.family;
+        let mut raw = self.config.raw.clone();
+        raw["architectures"] = json!([format!("{}{suffix}", family.class)]);
+        if let Some(object) = raw.as_object_mut() {
+            object.remove("num_labels");
+            object.remove("problem_type");
+        }
+        if task != Task::QuestionAnswering {
+            let ids = labels.iter().enumerate();
+            let names: Map<_, _> = ids.clone().map(|(i, n)| (i.to_string(), json!(n))).collect();
+            raw["id2label"] = names.into();
+            let ids: Map<_, _> = ids.map(|(i, n)| (n.clone(), json!(i))).collect();
+            raw["label2id"] = ids.into();
+        }
+        let (config, _) = Config::parse(raw)?;
+
+        let mut model = Model { config, ..self.clone() };
+        let mut fresh = Fresh { rng: ChaCha8Rng::seed_from_u64(seed) };
+        model.add_prefix();
+        let hidden = model.config.hidden;
+        let classes = model.config.classes();
+        model.head = match task {
+            Task::SequenceClassification => {
+                let (dense, activation, out) = match family.classify {
+                    Pooling::Pooler => {
+                        let pooler = family.pooler.unwrap_or("pooler.dense");
+                        (format!("{}{pooler}", family.prefix), Activation::Tanh, "classifier")
+                    }
+                    Pooling::Dense { dense, activation, out } => (dense.into(), activation, out),
+                };
+                let kept = model.take_linear(&dense, hidden);
+                let dense = kept.unwrap_or_else(|| fresh.linear(&dense, hidden, hidden));
+                let out = fresh.linear(out, classes, hidden);
+                Head::SequenceClassification { dense, activation, out }
+            }
+            Task::TokenClassification => {
+                Head::TokenClassification { out: fresh.linear("classifier", classes, hidden) }
+            }
+            _ => Head::QuestionAnswering { out: fresh.linear("qa_outputs", 2, hidden) },
+        };
+        // What is left of other heads, and copies of the tied table under a decoder's name.
+        model.unused.clear();
+        model.validate()?;
+        Ok(model)
+    }
+
+    /// Puts the family's prefix before the encoder's tensors, as in checkpoints with a head. The tensors of
+    /// a bare encoder's pooler become unused ones.
+    fn add_prefix(&mut self) {
+        let prefix = self.family.prefix;
+        if let Head::Bare { pooler: Some(pooler) } = &self.head {
+            self.unused.extend(pooler.tensors());
+            self.head = Head::Bare { pooler: None };
+        }
+        let add = |name: &mut String| {
+            if !name.starts_with(prefix) {
+                *name = format!("{prefix}{name}");
+            }
+        };
+        for (part, place) in self.places_mut() {
+            match place {
+                _ if part == Part::Head => {}
+                Place::Matrix(Weight::Dense(tensor))
+                | Place::Tensor(tensor)
+                | Place::FirstRow(tensor) => add(&mut tensor.name),
+                Place::Matrix(Weight::Binary(binary)) => add(&mut binary.name),
+            }
+        }
+        for tensor in self.unused.iter_mut().filter(|t| t.name.starts_with("pooler.")) {
+            add(&mut tensor.name);
+        }
+    }
+
+    /// A square linear layer among the unused tensors, or that of the present head.
+    fn take_linear(&mut self, name: &str, hidden: usize) -> Option<Linear> {
+        if let Head::SequenceClassification { dense, .. } = &self.head
+            && dense.weight.name() == name
+        {
+            return Some(dense.clone());
+        }
+        let find = |part: &str, shape: &[usize]| {
+            let name = format!("{name}.{part}");
+            self.unused.iter().find(|t| t.name == name && t.shape == shape).cloned()
+        };
+        let weight = find("weight", &[hidden, hidden])?;
+        Some(Linear { weight: Weight::Dense(weight), bias: find("bias", &[hidden]) })
+    }
+}
+
+struct Fresh {
+    rng: ChaCha8Rng,
+}
+
+impl Fresh {
+    fn linear(&mut self, name: &str, rows: usize, cols: usize) -> Linear {
+        let mut uniform = || (self.rng.next_u32() >> 8) as f32 / (1u32 << 24) as f32;
+        // Box and Muller.
+        let mut normal = || {
+            let (u, v) = (1.0 - uniform(), uniform());
+            SPREAD * (-2.0 * u.ln()).sqrt() * (std::f32::consts::TAU * v).cos()
+        };
+        let values: Vec<f32> = (0..rows * cols).map(|_| normal()).collect();
+        let weight = Tensor::from_f32(format!("{name}.weight"), &[rows, cols], &values, Dtype::F32);
+        let zeros = vec![0.0; rows];
+        let bias = Tensor::from_f32(format!("{name}.bias"), &[rows], &zeros, Dtype::F32);
+        Linear { weight: Weight::Dense(weight), bias: Some(bias) }
+    }
+}
