@@ -52,8 +52,6 @@ pub struct Context<'a> {
     pub calibration: Option<&'a Calibration>,
     /// Texts to train on; `None`: the calibration text is all there is.
     pub data: Option<&'a Dataset>,
-    /// Whether a later pass trains: matrices that are packed keep what they were packed from.
-    pub trained_later: bool,
     /// Where training keeps its state; `None`: nowhere.
     pub state: Option<&'a StateFile>,
     /// All randomness of the run derives from this.
@@ -64,15 +62,7 @@ pub struct Context<'a> {
 impl<'a> Context<'a> {
     /// Nothing but the model.
     pub fn new(teacher: &'a Model) -> Context<'a> {
-        Context {
-            teacher,
-            calibration: None,
-            data: None,
-            trained_later: false,
-            state: None,
-            seed: 0,
-            progress: &Quiet,
-        }
+        Context { teacher, calibration: None, data: None, state: None, seed: 0, progress: &Quiet }
     }
 }
 

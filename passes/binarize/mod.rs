@@ -93,19 +93,18 @@ impl Pass for Binarize {
             None => {
                 for layer in &mut model.layers {
                     for linear in layer.linears_mut() {
-                        changes.push(self.pack(linear, None, cx.trained_later)?);
+                        changes.push(self.pack(linear, None)?);
                     }
                     cx.progress.step()?;
                 }
             }
         }
         if self.embeddings > 0 {
-            let packed = self.plain(self.embeddings).pack_embeddings(model, cx.trained_later)?;
-            changes.push(packed);
+            changes.push(self.plain(self.embeddings).pack_embeddings(model)?);
         }
         if self.head > 0 {
             for linear in model.head.linears_mut() {
-                changes.push(self.plain(self.head).pack(linear, None, cx.trained_later)?);
+                changes.push(self.plain(self.head).pack(linear, None)?);
             }
         }
         cx.progress.step()?;
@@ -133,7 +132,7 @@ impl Binarize {
                     Ok(states[i].clone())
                 })?;
                 for linear in [&mut attention.query, &mut attention.key, &mut attention.value] {
-                    changes.push(self.pack(linear, Some(&metric), cx.trained_later)?);
+                    changes.push(self.pack(linear, Some(&metric))?);
                 }
                 let contexts = {
                     let run = RunAttention::new(attention, eps)?;
@@ -151,19 +150,19 @@ impl Binarize {
                 };
                 let width = attention.output.weight.cols();
                 let metric = self.metric(width, contexts.len(), |i| Ok(contexts[i].clone()))?;
-                changes.push(self.pack(&mut attention.output, Some(&metric), cx.trained_later)?);
+                changes.push(self.pack(&mut attention.output, Some(&metric))?);
                 let run = RunAttention::new(attention, eps)?;
                 update(&mut states, |i, x| Ok(run.finish(&contexts[i], x)))?;
             }
             if let Some(ffn) = &mut layer.ffn {
                 let metric =
                     self.metric(ffn.up.weight.cols(), states.len(), |i| Ok(states[i].clone()))?;
-                changes.push(self.pack(&mut ffn.up, Some(&metric), cx.trained_later)?);
+                changes.push(self.pack(&mut ffn.up, Some(&metric))?);
                 let metric = {
                     let run = RunFeedForward::new(ffn, activation, eps)?;
                     self.metric(ffn.units(), states.len(), |i| Ok(run.units(&states[i])))?
                 };
-                changes.push(self.pack(&mut ffn.down, Some(&metric), cx.trained_later)?);
+                changes.push(self.pack(&mut ffn.down, Some(&metric))?);
                 let run = RunFeedForward::new(ffn, activation, eps)?;
                 update(&mut states, |_, x| Ok(run.finish(&run.units(x), x)))?;
             }
@@ -177,25 +176,20 @@ impl Binarize {
         Binarize { planes, rank: 0, ..self.clone() }
     }
 
-    /// Packs one layer; `metric` comes from what it multiplies. Where it is trained later, it `keep`s what it
-    /// was.
-    fn pack(&self, linear: &mut Linear, metric: Option<&Metric>, keep: bool) -> Result<Change> {
+    /// Packs one layer; `metric` comes from what it multiplies.
+    fn pack(&self, linear: &mut Linear, metric: Option<&Metric>) -> Result<Change> {
         let before = linear.clone();
-        let (mut binary, error) = self.encode(&linear.weight, metric)?;
-        let dense = linear.weight.dense()?;
-        dense.release();
-        binary.latent = keep.then(|| dense.clone());
+        let (binary, error) = self.encode(&linear.weight, metric)?;
+        linear.weight.dense()?.release();
         linear.weight = Weight::Binary(binary);
         Ok(Change::new(&before, linear, Some(error)))
     }
 
-    fn pack_embeddings(&self, model: &mut Model, keep: bool) -> Result<Change> {
+    fn pack_embeddings(&self, model: &mut Model) -> Result<Change> {
         let word = |m: &Model| Linear { weight: m.embeddings.word.clone(), bias: None };
         let before = word(model);
-        let (mut binary, error) = self.encode(&model.embeddings.word, None)?;
-        let table = model.embeddings.word.dense()?;
-        table.release(); // all of a large table was read
-        binary.latent = keep.then(|| table.clone());
+        let (binary, error) = self.encode(&model.embeddings.word, None)?;
+        model.embeddings.word.dense()?.release(); // all of a large table was read
         model.embeddings.word = Weight::Binary(binary);
         // A copy of the table under the decoder's name would contradict the packed one.
         if model.config.tied {

@@ -5,7 +5,7 @@ mod objective;
 mod tests;
 
 use crate::data::Dataset;
-use crate::model::{Model, Part};
+use crate::model::{Model, Part, Weight};
 use crate::pass::{Context, Entry, Pass, Work};
 use crate::report::{Change, Training};
 use crate::train::fit::{Settings, fit};
@@ -35,7 +35,8 @@ pub struct Distill {
     pub batch: usize,
     /// Batches whose mean gradient makes one update.
     pub accumulate: usize,
-    /// Learning rate at its height; scales of sign planes take a tenth of it.
+    /// Learning rate at its height; 0 for 3e-5, or 5e-4 where matrices are sign planes. Scales take a
+    /// tenth.
     pub rate: f64,
     pub schedule: Schedule,
     /// Share of the steps in which the rate climbs.
@@ -98,7 +99,7 @@ impl Default for Distill {
             steps: 0,
             batch: 32,
             accumulate: 1,
-            rate: 1e-4,
+            rate: 0.0,
             schedule: Schedule::Linear,
             warmup: 0.06,
             decay: 0.01,
@@ -131,6 +132,17 @@ const MOST_STEPS: usize = 2000;
 /// Judgements of a run, where their distance is not given.
 const JUDGEMENTS: usize = 10;
 
+/// Rates where none is given; found on 2,000 sentences of SST-2's training file for a 6 x 384 classifier,
+/// half pruned, or in one plane with a residual of rank 16.
+const DENSE_RATE: f32 = 3e-5;
+const PACKED_RATE: f32 = 5e-4;
+
+/// Whether any matrix of a layer is sign planes.
+fn packed(model: &Model) -> bool {
+    let mut linears = model.layers.iter().flat_map(|l| l.linears());
+    linears.any(|(_, linear)| matches!(linear.weight, Weight::Binary(_)))
+}
+
 impl Pass for Distill {
     fn check(&self) -> Result<()> {
         let fail = |option, found: String, expected: &str| {
@@ -149,8 +161,8 @@ impl Pass for Distill {
                 return fail(option, found.to_string(), &format!("a number from {least} on"));
             }
         }
-        if !(self.rate > 0.0 && self.rate <= 1.0) {
-            return fail("rate", self.rate.to_string(), "a number in (0, 1]");
+        if !(0.0..=1.0).contains(&self.rate) {
+            return fail("rate", self.rate.to_string(), "a number in [0, 1]");
         }
         for (option, value) in [
             ("warmup", self.warmup),
@@ -248,7 +260,11 @@ impl Pass for Distill {
         let settings = Settings {
             steps,
             accumulate: self.accumulate,
-            rate: self.rate as f32,
+            rate: match (self.rate, packed(&before)) {
+                (0.0, false) => DENSE_RATE,
+                (0.0, true) => PACKED_RATE,
+                (rate, _) => rate as f32,
+            },
             warmup: (self.warmup * steps as f64).round() as usize,
             schedule: self.schedule,
             decay: self.decay as f32,

@@ -8,7 +8,7 @@ use crate::model::{Config, Model, Task};
 use crate::runtime::{Batch, Encoder, NoObserver};
 use crate::train::backward::Signal;
 use crate::train::head::{self, HeadTape};
-use crate::train::losses::{self, Loss, Projection, Sinkhorn};
+use crate::train::losses::{self, Loss, Matching, Projection, Sinkhorn};
 use crate::train::objective::{Group, Moment, Objective, Path, Rate, Seen, Verdict};
 use crate::train::tape::{self, Dropout, Plan, Tape};
 use crate::train::task;
@@ -153,7 +153,12 @@ impl<'a> Distillation<'a> {
         let depths = (self.teacher.layers.len(), seen.encoder.layers.len());
         let hidden = |tapes: &[Tape], index: usize| tape::hidden(tapes, index);
         let widths = (seen.encoder.model.config.hidden, self.config().hidden);
-        let watched = losses::watched_layers(depths.0);
+        // Where layers can be told apart by their places, all are compared (TinyBERT, §3); where a match
+        // is searched for, as many as CoFi does.
+        let watched = match options.matching {
+            Matching::Uniform => (1..=depths.0).collect(),
+            Matching::Dynamic | Matching::Ordered => losses::watched_layers(depths.0),
+        };
         let alive: Vec<bool> =
             seen.encoder.layers.iter().map(|l| l.attention.is_some() || l.ffn.is_some()).collect();
         let compare = |t: usize, s: usize| {

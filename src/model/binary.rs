@@ -24,8 +24,6 @@ pub struct Binary {
     /// F16, or F32 when a scale is too small for it.
     pub scale_dtype: Dtype,
     pub low_rank: Option<LowRank>,
-    /// The matrix that it was packed from, for passes that train it further; never stored.
-    pub latent: Option<Tensor>,
 }
 
 /// `U·V`: `u` is `[rows, rank]`, `v` is `[rank, cols]`, both rounded to f16.
@@ -74,18 +72,7 @@ impl Binary {
             scales.iter().map(|&s| if small { s } else { f16::from_f32(s).to_f32() }).collect();
         let round = |values: Vec<f32>| values.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
         let low_rank = low_rank.map(|l| LowRank { rank: l.rank, u: round(l.u), v: round(l.v) });
-        Binary {
-            name,
-            rows,
-            cols,
-            planes,
-            group,
-            signs,
-            scales,
-            scale_dtype,
-            low_rank,
-            latent: None,
-        }
+        Binary { name, rows, cols, planes, group, signs, scales, scale_dtype, low_rank }
     }
 
     /// The matrix it stands for, `[rows, cols]`.
@@ -222,7 +209,6 @@ impl Binary {
             scales: scale.to_f32()?.into_owned(),
             scale_dtype: scale.dtype,
             low_rank,
-            latent: None,
         }))
     }
 }
@@ -258,31 +244,9 @@ impl Levels {
     pub fn nearest(&self, x: f32) -> (u8, f32) {
         let mut best = 0;
         for i in 1..self.count {
-            best += (x >= self.middle(i)) as usize;
+            best += (x >= (self.values[i - 1].0 + self.values[i].0) / 2.0) as usize;
         }
         (self.values[best].1, self.values[best].0)
-    }
-
-    /// Between the level `i` and the one below.
-    fn middle(&self, i: usize) -> f32 {
-        (self.values[i - 1].0 + self.values[i].0) / 2.0
-    }
-
-    /// `x`, or the place next to it where the nearest level is that of `code`; that level itself, where
-    /// rounding leaves no such place between two others.
-    pub fn into_cell(&self, x: f32, code: u8) -> f32 {
-        let of_code = |v: &(f32, u8)| v.1 == code;
-        let Some(i) = self.values[..self.count].iter().position(of_code) else { return x };
-        let (mut low, mut high) = (f32::NEG_INFINITY, f32::INFINITY);
-        if i > 0 {
-            low = self.middle(i);
-        }
-        if i + 1 < self.count {
-            // Strictly below the middle, by a thousandth of the way to the level.
-            high = self.middle(i + 1) - 1e-3 * (self.middle(i + 1) - self.values[i].0);
-        }
-        let inside = x.max(low).min(high);
-        if self.nearest(inside).0 == code { inside } else { self.values[i].0 }
     }
 }
 

@@ -53,6 +53,11 @@ pub fn tiny(family: &str, task: Task, seed: u64) -> Model {
 /// Weights with a spread of 0.3 (matrices and biases; norms around 1 and 0) and 1 (tables): attention is
 /// neither flat nor one-hot, activations bend, and every tensor shows in the answer.
 pub fn parts(family: &str, task: Task, seed: u64) -> Parts {
+    parts_of(family, task, seed, HIDDEN)
+}
+
+/// As [`parts`], of another width.
+pub fn parts_of(family: &str, task: Task, seed: u64, hidden: usize) -> Parts {
     let family = family::find(family).expect("a family of this build");
     let suffix = match task {
         Task::SequenceClassification => "ForSequenceClassification",
@@ -62,11 +67,11 @@ pub fn parts(family: &str, task: Task, seed: u64) -> Parts {
         Task::Embedding | Task::Bare => "Model",
     };
     let keys = &family.keys;
-    let embedding = if family.project.is_some() { 8 } else { HIDDEN };
+    let embedding = if family.project.is_some() { 8 } else { hidden };
     let config = json!({
         "model_type": family.model_type,
         "architectures": [format!("{}{suffix}", family.class)],
-        keys.hidden: HIDDEN, keys.layers: LAYERS, keys.heads: HEADS, keys.ffn: FFN,
+        keys.hidden: hidden, keys.layers: LAYERS, keys.heads: HEADS, keys.ffn: FFN,
         keys.activation: "gelu", "vocab_size": VOCAB, "max_position_embeddings": POSITIONS,
         "embedding_size": embedding, "pad_token_id": 1, "use_task_id": family.task_type.is_some(),
         "id2label": {"0": "a", "1": "b", "2": "c"},
@@ -92,17 +97,17 @@ pub fn parts(family: &str, task: Task, seed: u64) -> Parts {
     }
     make.norm(&at(family.embedding_norm), embedding);
     if let Some(name) = family.project {
-        make.linear(&at(name), HIDDEN, embedding);
+        make.linear(&at(name), hidden, embedding);
     }
     for layer in 0..LAYERS {
         let at = |name: &str| format!("{prefix}{}{layer}.{name}", family.layer);
         for name in [family.query, family.key, family.value, family.attention_output] {
-            make.linear(&at(name), HIDDEN, HIDDEN);
+            make.linear(&at(name), hidden, hidden);
         }
-        make.linear(&at(family.up), FFN, HIDDEN);
-        make.linear(&at(family.down), HIDDEN, FFN);
-        make.norm(&at(family.attention_norm), HIDDEN);
-        make.norm(&at(family.ffn_norm), HIDDEN);
+        make.linear(&at(family.up), FFN, hidden);
+        make.linear(&at(family.down), hidden, FFN);
+        make.norm(&at(family.attention_norm), hidden);
+        make.norm(&at(family.ffn_norm), hidden);
     }
     match task {
         Task::SequenceClassification => {
@@ -110,19 +115,19 @@ pub fn parts(family: &str, task: Task, seed: u64) -> Parts {
                 Pooling::Pooler => (at(family.pooler.unwrap_or_default()), "classifier"),
                 Pooling::Dense { dense, out, .. } => (dense.to_string(), out),
             };
-            make.linear(&dense, HIDDEN, HIDDEN);
-            make.linear(out, CLASSES, HIDDEN);
+            make.linear(&dense, hidden, hidden);
+            make.linear(out, CLASSES, hidden);
         }
-        Task::TokenClassification => make.linear("classifier", CLASSES, HIDDEN),
-        Task::QuestionAnswering => make.linear("qa_outputs", 2, HIDDEN),
+        Task::TokenClassification => make.linear("classifier", CLASSES, hidden),
+        Task::QuestionAnswering => make.linear("qa_outputs", 2, hidden),
         Task::MaskedLm => {
             let names = &family.masked_lm;
-            make.linear(names.dense, embedding, HIDDEN);
+            make.linear(names.dense, embedding, hidden);
             make.norm(names.norm, embedding);
             make.add(names.bias[0].to_string(), &[VOCAB], 0.0, 0.3);
         }
         Task::Bare => {
-            family.pooler.into_iter().for_each(|name| make.linear(&at(name), HIDDEN, HIDDEN));
+            family.pooler.into_iter().for_each(|name| make.linear(&at(name), hidden, hidden));
         }
         Task::Embedding => {}
     }

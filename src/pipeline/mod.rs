@@ -80,7 +80,7 @@ pub fn finetune(
     let start = Instant::now();
     finetune.check()?;
     let mut trained = model.clone();
-    let pass = Step { index: 0, name: "train", pass: finetune, trained_later: false };
+    let pass = Step { index: 0, name: "train", pass: finetune };
     let (note, seconds) = one(model, &mut trained, pass, options)?;
     let applied = (trained, vec![note], vec![("train", seconds)]);
     write(model, input, applied, None, folder, options, start)
@@ -183,8 +183,7 @@ fn apply(teacher: &Model, recipe: &Recipe, options: &Options) -> Result<Applied>
     let mut model = teacher.clone();
     let (mut notes, mut times) = (Vec::new(), Vec::new());
     for (index, step) in recipe.steps.iter().enumerate() {
-        let trained_later = recipe.steps[index + 1..].iter().any(|s| s.pass.trains());
-        let pass = Step { index, name: step.name, pass: &*step.pass, trained_later };
+        let pass = Step { index, name: step.name, pass: &*step.pass };
         let (note, seconds) = one(teacher, &mut model, pass, options)?;
         notes.push(note);
         times.push((step.name, seconds));
@@ -197,7 +196,6 @@ struct Step<'a> {
     index: usize,
     name: &'static str,
     pass: &'a dyn Pass,
-    trained_later: bool,
 }
 
 /// Runs one pass and checks the model after it; how many seconds it took.
@@ -217,7 +215,6 @@ fn one(
         teacher,
         calibration: options.calibration,
         data: options.data,
-        trained_later: step.trained_later,
         state: state.as_ref(),
         seed: options.seed,
         progress: options.progress,

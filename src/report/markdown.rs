@@ -1,7 +1,7 @@
 //! report.md and the model card.
 
 use super::tables::{bytes, count, metric_value};
-use super::{Change, Form, PassNote, Report};
+use super::{Change, Form, PassNote, Report, Training};
 
 /// One line a changed matrix: shape and form before and after, and the error made.
 pub fn changes(changes: &[Change]) -> String {
@@ -35,6 +35,15 @@ pub fn report(report: &Report) -> String {
             if c.labels { ", with labels" } else { ", no labels" }
         ),
     };
+    if let Some(d) = &report.data {
+        out += &format!(
+            "\nTrained on {}: {} texts, {} tokens{}.\n",
+            d.source,
+            count(d.texts as u64),
+            count(d.tokens as u64),
+            if d.labels { ", with labels" } else { ", no labels" }
+        );
+    }
     out += "\n## Layers\n\n| layer | heads | units | parameters | form |\n|---|---|---|---|---|\n";
     for (i, (b, a)) in report.before.layers.iter().zip(&report.after.layers).enumerate() {
         let pair = |before: Option<usize>, after: Option<usize>| {
@@ -101,7 +110,7 @@ fn quality(report: &Report) -> String {
 }
 
 fn pass_section(pass: &PassNote) -> String {
-    format!(
+    let mut out = format!(
         "\n## Pass `{}`\n\nParameters {} to {}, stored bytes {} to {}. The error is the relative squared error of \
          the layer's output on the text, or of the weights without one.\n\n{}",
         pass.name,
@@ -110,7 +119,42 @@ fn pass_section(pass: &PassNote) -> String {
         count(pass.bytes_before as u64),
         count(pass.bytes_after as u64),
         changes(&pass.changes)
-    )
+    );
+    if let Some(t) = &pass.training {
+        out += "\n";
+        out += &training(t);
+    }
+    out
+}
+
+/// What was trained on, and the loss on the way.
+fn training(t: &Training) -> String {
+    let number = |n: usize| count(n as u64);
+    let mut out = format!(
+        "Training ({}): {} numbers on {} texts of {}{}, {} steps of {} texts, {} tokens in all. {} texts were \
+         held out to judge by",
+        t.method,
+        number(t.params),
+        number(t.texts),
+        t.data,
+        if t.labels { ", with labels" } else { "" },
+        number(t.steps),
+        number(t.batch),
+        count(t.tokens),
+        number(t.held_out),
+    );
+    if let Some(step) = t.best_step {
+        out += &format!("; the weights after step {} were kept", number(step));
+    }
+    out += ".\n\n| step | loss | held out |\n|---|---|---|\n";
+    for point in &t.points {
+        let parts: Vec<String> =
+            point.losses.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        let loss = if parts.is_empty() { "-".into() } else { parts.join(" + ") };
+        let judged = point.judged.map_or("-".into(), |j| format!("{j:.4}"));
+        out += &format!("| {} | {loss} | {judged} |\n", number(point.step));
+    }
+    out
 }
 
 /// README.md of the output: a model card.

@@ -59,7 +59,7 @@ impl<'m> Trainer<'m> {
                 Place::Matrix(weight) => {
                     let form = match &*weight {
                         Weight::Dense(_) => Form::Dense,
-                        Weight::Binary(binary) if wanted(part) => Form::Signs(Signs::of(binary)?),
+                        Weight::Binary(binary) if wanted(part) => Form::Signs(Signs::of(binary)),
                         Weight::Binary(_) => Form::Dense,
                     };
                     (format!("{}.weight", weight.name()), true, form)
@@ -96,6 +96,13 @@ impl<'m> Trainer<'m> {
     /// Names of what is trained.
     pub fn trained(&self) -> Vec<&str> {
         self.slots.iter().filter(|s| s.trained).map(|s| s.name.as_str()).collect()
+    }
+
+    /// The gathered gradient of every weight that is trained, by the name of its tensor.
+    pub fn gradients(&mut self) -> Vec<(String, Vec<f32>)> {
+        let leaves = self.grads.leaves_mut().into_iter().zip(&self.slots);
+        let trained = leaves.filter(|(_, slot)| slot.trained);
+        trained.map(|(leaf, slot)| (slot.name.clone(), leaf.to_vec())).collect()
     }
 
     /// Parameters that are trained, latent weights, scales and factors counted as they are.
