@@ -106,6 +106,8 @@ pub(super) fn write_tensors(
 pub fn write_file(path: &Path, tensors: &[Tensor], interrupted: &dyn Fn() -> bool) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let temp = path.with_file_name(format!(".{name}.tmp-{}", std::process::id()));
+    // Of a killed process with our number, as in a container that was started again.
+    let _ = std::fs::remove_file(&temp);
     let done = write_tensors(&temp, name, &ordered(tensors)?, &BTreeMap::new(), interrupted)
         .and_then(|_| {
             std::fs::rename(&temp, path)
