@@ -80,7 +80,12 @@ impl StateFile {
         if !self.path.is_file() {
             return Ok(None);
         }
-        let checkpoint = Checkpoint::open(&self.path)?;
+        let checkpoint = Checkpoint::open(&self.path).map_err(|e| match e {
+            Error::Malformed { path, found, expected, .. } => {
+                Error::Malformed { path, found, expected, advice: ANEW }
+            }
+            e => e,
+        })?;
         let head: Head = match checkpoint.get("state").map(|t| serde_json::from_slice(t.bytes())) {
             Some(Ok(head)) => head,
             _ => return Err(damaged(&self.path, "no readable `state`")),
@@ -110,9 +115,12 @@ impl StateFile {
             Ok(())
         };
         for parameter in trainer.parameters() {
-            replace(&format!("{}.value", parameter.name), parameter.values)?;
-            parameter.state.mean = read(&format!("{}.mean", parameter.name))?;
-            parameter.state.square = read(&format!("{}.square", parameter.name))?;
+            let (name, values) = (parameter.name, parameter.values);
+            replace(&format!("{name}.value"), values)?;
+            parameter.state.mean.resize(values.len(), 0.0);
+            replace(&format!("{name}.mean"), &mut parameter.state.mean)?;
+            parameter.state.square.resize(values.len(), 0.0);
+            replace(&format!("{name}.square"), &mut parameter.state.square)?;
         }
         for (i, (_, values)) in objective.parameters().into_iter().enumerate() {
             replace(&format!("own.{i}.value"), values)?;
@@ -125,17 +133,27 @@ impl StateFile {
         }
         let best = (0..).take_while(|i| checkpoint.get(&format!("best.{i}")).is_some());
         let best = best.map(|i| read(&format!("best.{i}"))).collect::<Result<Best>>()?;
+        let lengths = trainer.parameters().into_iter().map(|p| p.values.len());
+        let fits = match head.history.best {
+            None => best.is_empty(),
+            Some(_) => lengths.eq(best.iter().map(Vec::len)),
+        };
+        if !fits {
+            return Err(damaged(&self.path, "best values that fit no parameters"));
+        }
         trainer.updates = head.updates;
         trainer.refresh();
         Ok(Some((head.history, best)))
     }
 }
 
+const ANEW: &str = "remove it to start anew";
+
 fn damaged(path: &Path, found: &str) -> Error {
     Error::Malformed {
         path: path.to_owned(),
         found: found.into(),
         expected: "the state of a training run".into(),
-        advice: "remove it to start anew",
+        advice: ANEW,
     }
 }
