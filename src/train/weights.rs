@@ -70,8 +70,7 @@ impl Task<'_> {
         let Task { weight, first, bias, site } = self;
         for tape in tapes {
             let (output, input) = site.factors(tape);
-            if input.cols > 0 {
-                let rows = weight.len() / input.cols;
+            if let Some(rows) = weight.len().checked_div(input.cols) {
                 let out = MatMut::new(weight, rows, input.cols);
                 add_product(out, output.columns(first, rows).t(), input, 1.0);
             }
