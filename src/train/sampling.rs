@@ -69,7 +69,7 @@ fn shuffled(
     let mut rows: Vec<usize> = (0..lengths.len()).collect();
     shuffle(&mut rows, &mut rng);
     if bucket > 0 {
-        for window in rows.chunks_mut(batch * bucket) {
+        for window in rows.chunks_mut(batch.saturating_mul(bucket)) {
             window.sort_by_key(|&row| lengths[row]); // stable: equals stay shuffled
         }
     }
