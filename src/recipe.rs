@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_named_with_what_was_meant() {
-        insta::assert_snapshot!(error("prunne"), @"no pass is named `prunne`, did you mean `prune`?; this build knows: prune, binarize");
+        insta::assert_snapshot!(error("prunne"), @"no pass is named `prunne`, did you mean `prune`?; this build knows: prune, binarize, distill");
         insta::assert_snapshot!(error("prune(sparcity=0.5)"), @"pass `prune` has no option `sparcity`, did you mean `sparsity`?; it knows: repair, score, shape, sparsity");
         insta::assert_snapshot!(error("prune(sparsity=high)"), @r#"cannot read the recipe: found options of `prune` that do not parse (invalid type: string "high", expected f64), expected what `compress passes prune` lists"#);
         insta::assert_snapshot!(error("binarize(planes=9)"), @"pass `binarize`: `planes` is 9, expected 1, 2, 3 or 4");

@@ -148,17 +148,14 @@ impl Pass for Distill {
         let fail = |option, found: String, expected: &str| {
             Err(Error::Option { pass: "distill", option, found, expected: expected.into() })
         };
-        for (option, value, most) in [
-            ("batch", self.batch, 65536),
-            ("accumulate", self.accumulate, 65536),
-            ("steps", self.steps + 1, 100_000_001),
+        for (option, value, range) in [
+            ("batch", self.batch, 1..=65536),
+            ("accumulate", self.accumulate, 1..=65536),
+            ("steps", self.steps, 0..=100_000_000),
         ] {
-            if !(1..=most).contains(&value) {
-                let (found, least) = match option {
-                    "steps" => (value - 1, 0),
-                    _ => (value, 1),
-                };
-                return fail(option, found.to_string(), &format!("a number from {least} on"));
+            if !range.contains(&value) {
+                let expected = format!("a number from {} to {}", range.start(), range.end());
+                return fail(option, value.to_string(), &expected);
             }
         }
         if !(0.0..=1.0).contains(&self.rate) {

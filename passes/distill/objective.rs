@@ -338,6 +338,18 @@ impl Objective for Distillation<'_> {
                 self.states(seen, &tapes, &mut sum);
             }
         }
+        if sum.losses.is_empty() && (self.masker.is_none() || !picked.is_empty()) {
+            let unlabelled = options.task > 0.0 && self.targets.is_none();
+            let labels = if unlabelled { " without labels" } else { "" };
+            return Err(Error::Mismatch {
+                found: format!(
+                    "no loss with a weight above 0 is one of {}{labels}",
+                    self.config().task.name()
+                ),
+                expected: "training needs a loss".into(),
+                advice: "give `prediction` a weight above 0",
+            });
+        }
         let own = sum.projection.map(|p| vec![p.weight, p.bias]).unwrap_or_default();
         Ok(Verdict { losses: sum.losses, signal: sum.signal, head: Some((student, sum.grad)), own })
     }
