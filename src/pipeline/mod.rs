@@ -81,7 +81,12 @@ pub fn finetune(
     finetune.check()?;
     let mut trained = model.clone();
     let pass = Step { index: 0, name: "train", pass: finetune };
-    let (note, seconds) = one(model, &mut trained, pass, options)?;
+    // No recipe names this pass, so no message does.
+    let plain = |e| match e {
+        Error::InPass { source, .. } => *source,
+        e => e,
+    };
+    let (note, seconds) = one(model, &mut trained, pass, options).map_err(plain)?;
     let applied = (trained, vec![note], vec![("train", seconds)]);
     write(model, input, applied, None, folder, options, start)
 }
