@@ -289,19 +289,28 @@ pub fn with_state<T>(
     let done = run();
     bar.finish();
     let Some(StateFile { path: folder, .. }) = &options.state else { return done };
-    match &done {
-        Ok(_) => {
-            let failed = |source| Error::Write { path: folder.clone(), source };
-            std::fs::remove_dir_all(folder).map_err(failed)?;
-        }
-        Err(Error::Interrupted) => {
-            let folder = folder.display();
-            options.progress.log(&format!("the state is in {folder}; the same command goes on"));
-        }
-        Err(_) => {
-            // A run that never trained leaves nothing behind.
-            let _ = std::fs::remove_dir(folder);
-        }
+    if done.is_ok() {
+        remove_states(folder).map_err(|source| Error::Write { path: folder.clone(), source })?;
+    }
+    // Fails where there is something in it: a run that never trained leaves nothing behind.
+    let kept = std::fs::remove_dir(folder).is_err();
+    if kept && matches!(done, Err(Error::Interrupted)) {
+        let folder = folder.display();
+        options.progress.log(&format!("the state is in {folder}; the same command goes on"));
     }
     done
+}
+
+/// Removes what training wrote, and what a killed run was writing: the user may keep other files there.
+fn remove_states(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let number = name.trim_start_matches('.').split('-').next().unwrap_or_default();
+        let numbered = number.parse::<usize>().is_ok();
+        if numbered && (name.ends_with(".safetensors") || name.contains(".safetensors.tmp-")) {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
