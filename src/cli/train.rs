@@ -53,7 +53,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", conflicts_with = "epochs")]
     steps: Option<usize>,
 
-    /// Passes over the texts
+    /// Times that every text is seen
     #[arg(long, value_name = "N", default_value_t = 3.0)]
     epochs: f64,
 
@@ -93,15 +93,17 @@ pub struct TrainArgs {
     #[arg(long)]
     freeze_embeddings: bool,
 
-    /// Sort the texts of N batches by length among each other, so that a batch holds texts of a length
+    /// Sort the texts of N batches by length among each other, so that a batch holds texts of a length;
+    /// 0 for not at all
     #[arg(long, value_name = "N", default_value_t = 0)]
     bucket: usize,
 
-    /// Hold out one text in sixteen (500 at most), judge by them every N updates, and keep the best weights
+    /// Hold out one text in sixteen (500 at most), judge by them every N updates, and keep the best weights;
+    /// 0 for training on all texts and keeping the last weights
     #[arg(long, value_name = "N", default_value_t = 0)]
     evaluate: usize,
 
-    /// Stop after N judgements without gain
+    /// Stop after N judgements without gain; 0 for never
     #[arg(long, value_name = "N", default_value_t = 0, requires = "evaluate")]
     patience: usize,
 
@@ -115,7 +117,7 @@ pub struct TrainArgs {
     columns: ColumnArgs,
 
     /// Tokens of a text that are read [default: what a sentence-transformers model says, else what the
-    /// tokenizer says but at most 128]
+    /// tokenizer says but at most 128, or 384 for question answering]
     #[arg(long, value_name = "TOKENS")]
     max_length: Option<usize>,
 
@@ -264,16 +266,21 @@ pub fn main(args: &TrainArgs) -> Result<()> {
 }
 
 fn check(args: &TrainArgs) -> Result<()> {
-    let positive = |name: &str, value: usize| match value {
-        0 => {
-            Err(Error::Usage { found: format!("--{name} is 0"), advice: "give at least 1".into() })
+    let counts = [
+        ("batch", args.batch, 65536),
+        ("accumulate", args.accumulate, 65536),
+        ("data-texts", args.data_texts.unwrap_or(1), usize::MAX),
+        ("steps", args.steps.unwrap_or(1), 100_000_000),
+    ];
+    for (name, value, most) in counts {
+        if value == 0 || value > most {
+            let advice = if value == 0 { "at least 1".into() } else { format!("at most {most}") };
+            return Err(Error::Usage {
+                found: format!("--{name} is {value}"),
+                advice: format!("give {advice}"),
+            });
         }
-        _ => Ok(()),
-    };
-    positive("batch", args.batch)?;
-    positive("accumulate", args.accumulate)?;
-    positive("data-texts", args.data_texts.unwrap_or(1))?;
-    positive("steps", args.steps.unwrap_or(1))?;
+    }
     let numbers = [
         ("epochs", args.epochs, 1e-6..=1e6, "a number above 0"),
         ("rate", args.rate as f64, 1e-12..=1.0, "a number in (0, 1]"),
@@ -340,7 +347,7 @@ fn headed(args: &TrainArgs, read: &Model, examples: &[Example]) -> Result<Model>
     }
 }
 
-/// Numbers, one of them at least with a fraction, and more of them than classes usually are.
+/// Numbers, one of them at least with a fraction.
 fn looks_like_scores(examples: &[Example]) -> bool {
     let labels: BTreeSet<&str> = examples.iter().filter_map(|e| e.label.as_deref()).collect();
     let numbers: Vec<f64> = labels.iter().filter_map(|l| l.parse().ok()).collect();
@@ -350,6 +357,13 @@ fn looks_like_scores(examples: &[Example]) -> bool {
 /// The classes that labels name.
 fn class_names(examples: &[Example], path: &Path) -> Result<Vec<String>> {
     let labels: BTreeSet<String> = examples.iter().filter_map(|e| e.label.clone()).collect();
+    if labels.is_empty() {
+        return Err(Error::Mismatch {
+            found: format!("{} has no labels", path.display()),
+            expected: "training on a task needs them".into(),
+            advice: "name the column with --label-column",
+        });
+    }
     const MOST: usize = 1000;
     if labels.len() < 2 || labels.len() > MOST {
         return Err(Error::Mismatch {
