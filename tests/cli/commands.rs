@@ -19,12 +19,14 @@ fn json_of_every_command_parses() {
     let dir = Dir::with_tiny();
     inputs(&dir, &[2, 20, 3], None, &[1, 3]);
     let run = ["--passes", "prune,binarize", "--eval", "data.tsv", "model", "-o", "out"];
+    let train = ["train", "-q", "model", "--data", "data.tsv", "-o", "trained"];
     let commands: &[(&[&str], &str)] = &[
         (&run, "/report/after/cost/total/params"),
         (&["inspect", "model"], "/cost/total/params"),
         (&["inspect", "out"], "/layers/1/forms/0"),
         (&["eval", "model", "--data", "data.tsv"], "/metrics/0/value"),
         (&["eval", "out", "--data", "data.tsv", "--teacher", "model"], "/fidelity/0/value"),
+        (&train, "/report/passes/0/training/steps"),
         (&["passes"], "/0/options"),
         (&["passes", "prune"], "/options/sparsity"),
         (FORWARD, "/logits/1"),

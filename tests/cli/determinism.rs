@@ -4,7 +4,7 @@ use crate::support::{Dir, reviews};
 use std::collections::BTreeMap;
 
 /// Hashes of an output, without what was timed.
-fn timeless(dir: &Dir, out: &str) -> BTreeMap<String, String> {
+pub fn timeless(dir: &Dir, out: &str) -> BTreeMap<String, String> {
     let mut tree = dir.tree(out);
     assert!(tree.remove("/measured.json").is_some());
     tree

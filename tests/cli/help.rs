@@ -27,7 +27,8 @@ fn transcript(dir: &Dir, commands: &[&[&str]]) -> String {
 fn help_names_every_command_and_option() {
     let dir = Dir::new();
     insta::assert_snapshot!("help", transcript(&dir, &[&["--help"]]));
-    let commands = ["inspect", "eval", "passes", "forward", "verify"].map(|c| [c, "--help"]);
+    let commands =
+        ["inspect", "eval", "train", "passes", "forward", "verify"].map(|c| [c, "--help"]);
     insta::assert_snapshot!(
         "help_of_commands",
         transcript(&dir, &commands.each_ref().map(|c| &c[..]))

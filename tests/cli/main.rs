@@ -16,3 +16,4 @@ mod reviews;
 mod stopped;
 mod support;
 mod tiny;
+mod train;
