@@ -27,9 +27,10 @@ results model dev train:
     cargo build --release --bin compress
     cargo run --release --example results -- {{model}} {{dev}} {{train}}
 
-# Make the fixtures again (Python with torch and transformers, ten minutes)
-fixtures:
+# Make the fixtures again (Python with torch and transformers, ten minutes): just fixtures GOLDEN_BERT_CLASSIFY
+fixtures golden:
     python3 fixtures/reviews/make.py
+    python3 fixtures/gradients/make.py {{golden}}
 
 # Build and open the documentation
 docs:

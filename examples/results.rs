@@ -55,7 +55,9 @@ fn main() {
         "| recipe | text | bytes | factor | accuracy | correct | agreement | seconds | peak memory, x input |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
-    for (passes, calibrations) in ROWS.iter().filter(|(p, _)| only.is_none_or(|o| p.contains(o.as_str()))) {
+    for (passes, calibrations) in
+        ROWS.iter().filter(|(p, _)| only.is_none_or(|o| p.contains(o.as_str())))
+    {
         for calibration in *calibrations {
             let (text, data) = match *calibration {
                 "train" => (train.as_str(), None),

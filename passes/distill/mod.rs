@@ -5,7 +5,7 @@ mod objective;
 mod tests;
 
 use crate::data::Dataset;
-use crate::model::{Model, Part, Weight};
+use crate::model::{Linear, Model, Part, Weight};
 use crate::pass::{Context, Entry, Pass, Work};
 use crate::report::{Change, Training};
 use crate::train::fit::{Settings, fit};
@@ -35,8 +35,8 @@ pub struct Distill {
     pub batch: usize,
     /// Batches whose mean gradient makes one update.
     pub accumulate: usize,
-    /// Learning rate at its height; 0 for 3e-5, or 5e-4 where matrices are sign planes. Scales take a
-    /// tenth.
+    /// Learning rate at its height; 0 for 3e-5, or for 5e-4 as soon as a matrix of a layer is sign planes.
+    /// Scales take a tenth.
     pub rate: f64,
     pub schedule: Schedule,
     /// Share of the steps in which the rate climbs.
@@ -125,8 +125,8 @@ impl Default for Distill {
     }
 }
 
-/// Passes over the texts, and the most steps, where none are given: recovery is nearly complete then
-/// (docs/results.md).
+/// Passes over the texts, and the most steps, where none are given: the held-out loss has stopped falling
+/// by then (docs/results.md).
 const EPOCHS: usize = 10;
 const MOST_STEPS: usize = 2000;
 /// Judgements of a run, where their distance is not given.
@@ -287,7 +287,7 @@ impl Pass for Distill {
             held_out: held.len(),
             labels: objective.labels(),
             params: trainer.trained_params(),
-            batch: self.batch * self.accumulate,
+            batch: self.batch.min(texts.len()) * self.accumulate,
             ..Training::default()
         };
         let trained = trainer.finish();
@@ -297,16 +297,21 @@ impl Pass for Distill {
     }
 }
 
-/// One entry for every linear layer whose values changed.
+/// One entry for every linear layer whose weight or bias changed, and for the word table.
 fn changes(before: &Model, after: &Model) -> Vec<Change> {
     let pairs = before.layers.iter().zip(&after.layers);
     let layers = pairs.flat_map(|(b, a)| b.linears().into_iter().zip(a.linears()));
+    let word = |m: &Model| Linear { weight: m.embeddings.word.clone(), bias: None };
+    let words = (word(before), word(after));
     let heads = before.head.linears().into_iter().zip(after.head.linears());
     layers
         .map(|((_, b), (_, a))| (b, a))
         .chain(heads)
+        .chain([(&words.0, &words.1)])
         .filter(|(b, a)| {
-            let bytes = |l: &crate::model::Linear| l.weight.tensors()[0].bytes().to_vec();
+            let bytes = |l: &Linear| -> Vec<Vec<u8>> {
+                l.tensors().iter().map(|t| t.bytes().to_vec()).collect()
+            };
             bytes(b) != bytes(a)
         })
         .map(|(b, a)| Change::new(b, a, None))

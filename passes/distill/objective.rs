@@ -46,6 +46,14 @@ struct Held {
     teacher: Option<Vec<f32>>,
 }
 
+/// No way back goes through the teacher.
+const STATES: Plan = Plan {
+    states_only: true,
+    mask_gradients: false,
+    masks: None,
+    dropout: Dropout { hidden: 0.0, attention: 0.0, key: 0 },
+};
+
 /// Tokens of a batch of held-out texts.
 const JUDGED_TOKENS: usize = 1024;
 
@@ -69,6 +77,15 @@ impl<'a> Distillation<'a> {
             held: Vec::new(),
             projection: None,
         };
+        let task = teacher.config.task;
+        let classes = task == Task::SequenceClassification && !teacher.config.regression;
+        if options.sinkhorn > 0.0 && !classes {
+            return Err(Error::Mismatch {
+                found: format!("distill(sinkhorn={}) on {}", options.sinkhorn, task.name()),
+                expected: "the Sinkhorn distance compares classes of whole texts".into(),
+                advice: "leave sinkhorn at 0 for this model",
+            });
+        }
         let (wide, narrow) = (teacher.config.hidden, student.config.hidden);
         if wide != narrow {
             distillation.projection = Some(Projection::new(wide, narrow));
@@ -77,7 +94,7 @@ impl<'a> Distillation<'a> {
             distillation.masker = data.masker.as_ref();
             if data.masker.is_none() {
                 return Err(Error::Mismatch {
-                    found: "the tokenizer has no mask".into(),
+                    found: "there is no tokenizer with a token to hide words by".into(),
                     expected: "a masked-LM model is trained by hiding tokens".into(),
                     advice: "use the tokenizer that belongs to the checkpoint",
                 });
@@ -116,7 +133,7 @@ impl<'a> Distillation<'a> {
     /// The teacher's way through `batch`, and its answer.
     fn ask(&self, batch: &Batch, picked: &[usize]) -> Result<(Vec<Tape>, HeadTape)> {
         let path = Path::of(&self.teacher);
-        let tapes = tape::forward(&self.teacher, &path.layers, batch, &Plan::default())?;
+        let tapes = tape::forward(&self.teacher, &path.layers, batch, &STATES)?;
         let last = tape::hidden(&tapes, path.layers.len());
         let says = head::forward(&self.teacher, batch, &last, picked, Dropout::default());
         Ok((tapes, says))
@@ -150,6 +167,9 @@ impl<'a> Distillation<'a> {
     /// Losses that look at states, each with its weight.
     fn states(&self, seen: &Seen, teacher: &[Tape], sum: &mut Sum) {
         let options = self.options;
+        if [options.hidden, options.embedding, options.attention, options.relations] == [0.0; 4] {
+            return;
+        }
         let depths = (self.teacher.layers.len(), seen.encoder.layers.len());
         let hidden = |tapes: &[Tape], index: usize| tape::hidden(tapes, index);
         let widths = (seen.encoder.model.config.hidden, self.config().hidden);
@@ -189,38 +209,44 @@ impl<'a> Distillation<'a> {
             sum.project(loss.projection, options.embedding as f32);
         }
         let starts = &seen.batch.starts;
+        let attention =
+            |e: &Encoder, l: usize| e.layers[l].attention.as_ref().map(|a| a.heads.to_vec());
+        // Layers whose attention both still have.
+        let both: Vec<(usize, usize)> = pairs
+            .iter()
+            .map(|&(t, s)| (t - 1, s - 1))
+            .filter(|&(t, s)| {
+                self.teacher.layers[t].attention.is_some()
+                    && seen.encoder.layers[s].attention.is_some()
+            })
+            .collect();
+        let qkv = |t: usize, s: usize| tape::qkv(teacher, t).zip(tape::qkv(seen.tapes, s));
         if options.attention > 0.0 {
-            let weight = options.attention / pairs.len().max(1) as f64;
-            for &(t, s) in &pairs {
-                let (Some(of_teacher), Some(of_student)) =
-                    (tape::qkv(teacher, t - 1), tape::qkv(seen.tapes, s - 1))
-                else {
-                    continue;
-                };
-                let attention = |e: &Encoder, l: usize| {
-                    e.layers[l].attention.as_ref().map(|a| a.heads.to_vec()).unwrap_or_default()
-                };
+            let weight = options.attention / both.len().max(1) as f64;
+            for &(t, s) in &both {
+                let Some((of_teacher, of_student)) = qkv(t, s) else { continue };
                 let loss = losses::scores(
                     &of_student,
-                    &attention(seen.encoder, s - 1),
+                    &attention(seen.encoder, s).unwrap_or_default(),
                     &of_teacher,
-                    &attention(&self.teacher, t - 1),
+                    &attention(&self.teacher, t).unwrap_or_default(),
                     self.config().head_dim,
                     starts,
                 );
                 sum.add("attention", weight, loss.value);
-                sum.signal.add_qkv(s - 1, loss.grad, weight as f32);
+                sum.signal.add_qkv(s, loss.grad, weight as f32);
             }
         }
-        let last = (tape::qkv(teacher, depths.0 - 1), tape::qkv(seen.tapes, depths.1 - 1));
-        if let (true, (Some(of_teacher), Some(of_student))) = (options.relations > 0.0, last) {
+        // Of the last layer that has any (MiniLMv2: one layer is enough).
+        let last = both.iter().max_by_key(|(_, s)| *s).and_then(|&(t, s)| Some((qkv(t, s)?, s)));
+        if let (true, Some(((of_teacher, of_student), s))) = (options.relations > 0.0, last) {
             let tokens = seen.batch.tokens();
             let width = |qkv: &[f32]| qkv.len() / (3 * tokens);
             let (student, teacher) = (width(&of_student), width(&of_teacher));
             let heads = losses::relation_heads(student, teacher, self.config().heads);
             let loss = losses::relations(&of_student, student, &of_teacher, teacher, heads, starts);
             sum.add("relations", options.relations, loss.value);
-            sum.signal.add_qkv(depths.1 - 1, loss.grad, options.relations as f32);
+            sum.signal.add_qkv(s, loss.grad, options.relations as f32);
         }
     }
 
@@ -307,36 +333,29 @@ impl Objective for Distillation<'_> {
             grad: vec![0.0; student.values.len()],
             projection: None,
         };
-        let theseus = options.method == Method::Theseus;
         if let Some(targets) = self.targets {
             let batch = task::renumbered(seen.batch.clone(), &self.rows);
-            let loss = task::loss(&student, &batch, targets);
-            // Module replacing trains by the task alone.
-            let weight = if theseus { 1.0 } else { options.task };
-            sum.answer("task", weight, &loss);
-        } else if !picked.is_empty() && (options.task > 0.0 || theseus) {
-            let weight = if theseus { 1.0 } else { options.task };
-            sum.answer("task", weight, &task::masked_loss(&student, seen.targets));
+            sum.answer("task", options.task, &task::loss(&student, &batch, targets));
+        } else if !picked.is_empty() && options.task > 0.0 {
+            sum.answer("task", options.task, &task::masked_loss(&student, seen.targets));
         }
-        if !theseus || sum.losses.is_empty() {
-            let (tapes, teacher) = self.ask(seen.batch, &picked)?;
-            let (says, width) = (&teacher.values, teacher.width);
-            if options.prediction > 0.0 {
-                let loss = self.predictions(&student.values, says, width, seen.batch);
-                sum.answer("prediction", options.prediction, &loss);
-            }
-            if !theseus {
-                if options.sinkhorn > 0.0 && width > 1 {
-                    let loss = losses::sinkhorn(&student.values, says, width, &Sinkhorn::default());
-                    sum.answer("sinkhorn", options.sinkhorn, &loss);
-                }
-                if options.similarity > 0.0 && self.config().task == Task::Embedding {
-                    let temperature = SIMILARITY_TEMPERATURE;
-                    let loss = losses::similarities(&student.values, says, width, temperature);
-                    sum.answer("similarity", options.similarity, &loss);
-                }
-                self.states(seen, &tapes, &mut sum);
-            }
+        let (tapes, teacher) = self.ask(seen.batch, &picked)?;
+        let (says, width) = (&teacher.values, teacher.width);
+        if options.prediction > 0.0 {
+            let loss = self.predictions(&student.values, says, width, seen.batch);
+            sum.answer("prediction", options.prediction, &loss);
+        }
+        if options.sinkhorn > 0.0 {
+            let loss = losses::sinkhorn(&student.values, says, width, &Sinkhorn::default());
+            sum.answer("sinkhorn", options.sinkhorn, &loss);
+        }
+        if options.similarity > 0.0 && self.config().task == Task::Embedding {
+            let loss = losses::similarities(&student.values, says, width, SIMILARITY_TEMPERATURE);
+            sum.answer("similarity", options.similarity, &loss);
+        }
+        // Where the teacher's layers stand in, states are partly its own.
+        if options.method == Method::Kd {
+            self.states(seen, &tapes, &mut sum);
         }
         if sum.losses.is_empty() && (self.masker.is_none() || !picked.is_empty()) {
             let unlabelled = options.task > 0.0 && self.targets.is_none();

@@ -2,7 +2,7 @@
 
 use super::{
     ColumnArgs, ThreadArgs, file_name, keep_freed_buffers, max_tokens, needed_tokenizer, print,
-    print_json, progress, tokenizer,
+    print_json, progress, shell, tokenizer,
 };
 use clap::Args;
 use compress::checkpoint::{Checkpoint, OutputFolder, sha256};
@@ -17,6 +17,7 @@ use compress::report;
 use compress::train::state::StateFile;
 use compress::{Error, Result};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -134,6 +135,11 @@ pub fn main(args: &RunArgs) -> Result<()> {
         (None, None) => "builtin".into(),
     };
     let calibration = calibration(args, &calib, &model, input)?;
+    let data = match (data, &calibration) {
+        // Without --eval, the report judges by what calibration holds out; with it, the output must be the same.
+        (Some(data), Some(text)) => Some(data.without_held_out(text)),
+        (data, _) => data,
+    };
     let eval = match &args.eval {
         None => None,
         Some(path) => {
@@ -149,10 +155,14 @@ pub fn main(args: &RunArgs) -> Result<()> {
         }
     };
     let bar = progress::Bar::new(args.quiet);
-    let mut arguments =
-        format!("--calib {calib} --calib-texts {} --seed {}", args.calib_texts, args.seed);
+    let mut arguments = format!(
+        "--calib {} --calib-texts {} --seed {}",
+        shell(&calib),
+        args.calib_texts,
+        args.seed
+    );
     if let Some(data) = &args.data {
-        arguments += &format!(" --data {}", data.display());
+        arguments += &format!(" --data {}", shell(&data.to_string_lossy()));
     }
     if let Some(texts) = args.data_texts {
         arguments += &format!(" --data-texts {texts}");
@@ -163,7 +173,7 @@ pub fn main(args: &RunArgs) -> Result<()> {
         ("label", &args.columns.label_column),
     ];
     for (role, column) in columns.iter().filter_map(|(r, c)| c.as_ref().map(|c| (r, c))) {
-        arguments += &format!(" --{role}-column {column}");
+        arguments += &format!(" --{role}-column {}", shell(column));
     }
     if let Some(length) = args.max_length {
         arguments += &format!(" --max-length {length}");
@@ -274,7 +284,18 @@ pub fn state_file(
     let failed = |source| Error::Write { path: folder.clone(), source };
     std::fs::create_dir_all(&folder).map_err(failed)?;
     let mut key = format!("{} {arguments}", env!("CARGO_PKG_VERSION"));
-    for file in Checkpoint::open(input)?.files.into_iter().chain(files) {
+    let checkpoint = Checkpoint::open(input)?;
+    let mut read: BTreeSet<PathBuf> = checkpoint.files.iter().cloned().collect();
+    let pooling = checkpoint.root.join("1_Pooling");
+    for folder in [&checkpoint.root, &checkpoint.transformer_dir, &pooling] {
+        // Configurations and vocabularies, whatever the tokenizer calls them.
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let known = |p: &PathBuf| {
+            p.is_file() && p.extension().is_some_and(|e| e == "json" || e == "txt" || e == "model")
+        };
+        read.extend(entries.map(|entry| entry.path()).filter(known));
+    }
+    for file in read.into_iter().chain(files) {
         key += &format!(" {}", sha256(&file)?);
     }
     Ok(StateFile { path: folder, key, every: Duration::from_secs(save_every) })

@@ -3,11 +3,12 @@
 use super::run::{state_file, with_state};
 use super::{
     ColumnArgs, ThreadArgs, keep_freed_buffers, max_tokens, needed_tokenizer, print, print_json,
-    progress,
+    progress, shell,
 };
 use clap::{Args, ValueEnum};
 use compress::checkpoint::OutputFolder;
 use compress::data::Dataset;
+use compress::data::labels::targets;
 use compress::data::tables::{Annotation, Example, read_examples};
 use compress::eval::tasks::Prepared;
 use compress::model::{Model, Task};
@@ -41,7 +42,8 @@ pub struct TrainArgs {
     #[arg(long, value_name = "FILE")]
     eval: Option<PathBuf>,
 
-    /// What to train for [default: what the checkpoint's head is for; without one, what the labels are for]
+    /// What to train for [default: what the checkpoint's head is for; without a head, or where it is for
+    /// masked LM and every text has a label, what the labels are for]
     #[arg(long, value_enum)]
     task: Option<TaskArg>,
 
@@ -109,7 +111,7 @@ pub struct TrainArgs {
 
     /// A file with the examples of each batch, one batch a line, as numbers from 0: to repeat a run of another
     /// program
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["bucket", "evaluate", "data_texts"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["batch", "bucket", "evaluate", "data_texts"])]
     order: Option<PathBuf>,
 
     // They hold for the files of --data and --eval.
@@ -325,6 +327,18 @@ fn headed(args: &TrainArgs, read: &Model, examples: &[Example]) -> Result<Model>
         _ => by_labels,
     };
     if own == Some(task) && !args.new_head {
+        let classes = task == TaskArg::Classification && labelled;
+        let names = read.config.label_names();
+        if classes && let Err(e) = targets(examples, &names, false, &args.data) {
+            return Err(match e {
+                Error::Mismatch { found, expected, .. } => {
+                    let advice = "write the model's names or class ids into the file, or give \
+                                  --new-head for a head that knows these labels";
+                    Error::Mismatch { found, expected, advice }
+                }
+                e => e,
+            });
+        }
         return Ok(read.clone());
     }
     match task {
@@ -420,8 +434,8 @@ fn read_order(path: &Path, texts: usize) -> Result<Vec<Vec<usize>>> {
 
 /// What the outcome depends on besides the files, as it would be written on the command line.
 fn arguments(args: &TrainArgs, dropout: f32) -> String {
-    let mut text = format!("train --data {}", args.data.display());
-    let mut add = |name: &str, value: String| text += &format!(" --{name} {value}");
+    let mut text = format!("train --data {}", shell(&args.data.to_string_lossy()));
+    let mut add = |name: &str, value: String| text += &format!(" --{name} {}", shell(&value));
     match args.steps {
         Some(steps) => add("steps", steps.to_string()),
         None => add("epochs", args.epochs.to_string()),

@@ -8,6 +8,8 @@ use super::tables::{Columns, read_examples};
 use super::tokenizer::{Encoded, Tokenizer};
 use crate::Result;
 use crate::model::Config;
+use crate::runtime::Batch;
+use std::collections::HashSet;
 use std::path::Path;
 
 /// Tokenized texts, with their labels where there are any.
@@ -64,6 +66,27 @@ impl Dataset {
         };
         let source = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into());
         Ok(Dataset { texts: tokenized.encoded, targets, masker: Masker::of(tokenizer), source })
+    }
+
+    /// The texts at `rows`, in that order.
+    pub fn select(&self, rows: &[usize]) -> Dataset {
+        Dataset {
+            texts: rows.iter().map(|&row| self.texts[row].clone()).collect(),
+            targets: self.targets.as_ref().map(|t| t.select(rows)),
+            masker: self.masker.clone(),
+            source: self.source.clone(),
+        }
+    }
+
+    /// Without the texts that `calibration` holds out: what a report judges by must not be trained on.
+    pub fn without_held_out(self, calibration: &Calibration) -> Dataset {
+        let spans = |b: &'_ Batch| -> Vec<Vec<u32>> {
+            b.starts.windows(2).map(|s| b.ids[s[0]..s[1]].to_vec()).collect()
+        };
+        let held: HashSet<Vec<u32>> = calibration.held_out.iter().flat_map(spans).collect();
+        let kept = |&row: &usize| !held.contains(&self.texts[row].ids);
+        let rows: Vec<usize> = (0..self.texts.len()).filter(kept).collect();
+        self.select(&rows)
     }
 
     /// Tokens of all texts.

@@ -45,7 +45,7 @@ impl Pass for Finetune {
         let masked = model.config.task == Task::MaskedLm;
         if masked && data.masker.is_none() {
             return Err(Error::Mismatch {
-                found: "the tokenizer has no mask".into(),
+                found: "there is no tokenizer with a token to hide words by".into(),
                 expected: "a masked-LM model is trained by hiding tokens".into(),
                 advice: "use the tokenizer that belongs to the checkpoint",
             });
@@ -72,6 +72,10 @@ impl Pass for Finetune {
             warmup: (self.warmup_share * steps as f64).round() as usize,
             ..self.settings.clone()
         };
+        let largest = match &order {
+            Order::Given(batches) => batches.iter().map(Vec::len).max().unwrap_or(0),
+            Order::Shuffled { batch, .. } => *batch,
+        };
         let texts: Vec<_> = train.iter().map(|&row| data.texts[row].clone()).collect();
         let held_texts: Vec<_> = held.iter().map(|&row| data.texts[row].clone()).collect();
         let before = model.clone();
@@ -97,7 +101,7 @@ impl Pass for Finetune {
             held_out: held_texts.len(),
             labels: !masked,
             params: trainer.trained_params(),
-            batch: self.batch * settings.accumulate,
+            batch: largest * settings.accumulate,
             ..Training::default()
         };
         trainer.finish().put(model)?;

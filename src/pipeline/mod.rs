@@ -101,7 +101,7 @@ fn write(
     options: &Options,
     start: Instant,
 ) -> Result<Outcome> {
-    let (quality, latency) = judge(teacher, &model, options)?;
+    let (quality, latency) = judge(teacher, &model, recipe.is_some(), options)?;
     if (options.interrupted)() {
         return Err(Error::Interrupted);
     }
@@ -250,8 +250,9 @@ fn check(model: &Model) -> Result<()> {
 
 type Judged = (Option<Quality>, Option<[latency::Latency; 2]>);
 
-/// Runs both models on the examples, or else on the calibration text that was held out.
-fn judge(teacher: &Model, model: &Model, options: &Options) -> Result<Judged> {
+/// Runs both models on the examples, or else on the calibration text that was held out; `compare`s their
+/// answers, where the one is to answer as the other.
+fn judge(teacher: &Model, model: &Model, compare: bool, options: &Options) -> Result<Judged> {
     let (before, after) = (Encoder::new(teacher)?, Encoder::new(model)?);
     let step = || options.progress.step();
     options.progress.start("evaluating", 3);
@@ -275,7 +276,10 @@ fn judge(teacher: &Model, model: &Model, options: &Options) -> Result<Judged> {
                 columns: Some(prepared.columns.clone()),
                 before: found,
                 after: left,
-                fidelity: fidelity(&before, &after, &prepared.batches)?,
+                fidelity: match compare {
+                    true => fidelity(&before, &after, &prepared.batches)?,
+                    false => Vec::new(),
+                },
             })
         }
         (None, Some(text)) if !text.held_out.is_empty() => Some(Quality {

@@ -16,7 +16,7 @@ pub fn changes(changes: &[Change]) -> String {
 
 /// The whole report.
 pub fn report(report: &Report) -> String {
-    let mut out = format!("# {}, compressed\n\n", report.base_model);
+    let mut out = format!("# {}, {}\n\n", report.base_model, done(report));
     out += &sizes(report);
     out += "\nBytes are those of the weight file; parameters are logical, those of the matrices that are \
             stood for; bits count all that is stored for the matrices of the encoder's layers. A packed matrix \
@@ -26,6 +26,7 @@ pub fn report(report: &Report) -> String {
     out += &quality(report);
     out += "\n## Text\n\n";
     out += &match &report.calibration {
+        None if report.recipe.is_null() => String::new(),
         None => "None: the passes had the weights and nothing else.\n".to_string(),
         Some(c) => format!(
             "{}: {} texts, {} tokens{}.\n",
@@ -66,6 +67,12 @@ pub fn report(report: &Report) -> String {
         out += &pass_section(pass);
     }
     out
+}
+
+/// What became of the model.
+fn done(report: &Report) -> &'static str {
+    let trained = report.passes.iter().any(|p| p.training.is_some());
+    if report.recipe.is_null() && trained { "fine-tuned" } else { "compressed" }
 }
 
 fn sizes(report: &Report) -> String {
@@ -111,18 +118,24 @@ fn quality(report: &Report) -> String {
 
 fn pass_section(pass: &PassNote) -> String {
     let mut out = format!(
-        "\n## Pass `{}`\n\nParameters {} to {}, stored bytes {} to {}. The error is the relative squared error of \
-         the layer's output on the text, or of the weights without one.\n\n{}",
+        "\n## Pass `{}`\n\nParameters {} to {}, stored bytes {} to {}.",
         pass.name,
         count(pass.params_before as u64),
         count(pass.params_after as u64),
         count(pass.bytes_before as u64),
         count(pass.bytes_after as u64),
-        changes(&pass.changes)
     );
+    if pass.changes.iter().any(|c| c.error.is_some()) {
+        out += " The error is the relative squared error of the layer's output on the text, or of the weights \
+                without one.";
+    }
     if let Some(t) = &pass.training {
-        out += "\n";
-        out += &training(t);
+        out += "\n\n";
+        out += training(t).trim_end();
+    }
+    out += "\n\n";
+    if !pass.changes.is_empty() {
+        out += &changes(&pass.changes);
     }
     out
 }
@@ -165,10 +178,9 @@ pub fn model_card(report: &Report, license: Option<&str>) -> String {
     }
     // JSON strings are YAML strings: a folder's name cannot break out of the front matter.
     let name = serde_json::Value::String(report.base_model.clone());
-    out += &format!(
-        "base_model: {name}\ntags:\n- compressed\n---\n\n# {}, compressed\n\n",
-        report.base_model
-    );
+    let what = done(report);
+    out +=
+        &format!("base_model: {name}\ntags:\n- {what}\n---\n\n# {}, {what}\n\n", report.base_model);
     out += &format!("Made by `compress` {} from {}.\n\n", report.version, report.base_model);
     out += &sizes(report);
     out += "\n";
@@ -181,6 +193,9 @@ pub fn model_card(report: &Report, license: Option<&str>) -> String {
              reads it (`compress eval`, `compress forward`).\n"
         }
     };
-    out += "\nDetails: report.md, report.json; recipe.toml reproduces it.\n";
+    out += match report.recipe.is_null() {
+        true => "\nDetails: report.md, report.json.\n",
+        false => "\nDetails: report.md, report.json; recipe.toml reproduces it.\n",
+    };
     out
 }

@@ -3,12 +3,12 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// One text in so many is held out to judge by, up to so many in all.
+/// One text in so many is held out to judge by, up to so many in all, and one of fewer.
 const HELD_OUT: (usize, usize) = (16, 500);
 
 /// Which of `texts` are trained on, and which are judged by.
 pub fn split(texts: usize) -> (Vec<usize>, Vec<usize>) {
-    let every = HELD_OUT.0.max(texts.div_ceil(HELD_OUT.1));
+    let every = HELD_OUT.0.max(texts.div_ceil(HELD_OUT.1)).min(texts.max(2));
     (0..texts).partition(|row| row % every != every - 1)
 }
 

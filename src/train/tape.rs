@@ -13,6 +13,8 @@ pub struct Plan<'a> {
     pub masks: Option<&'a Masks>,
     /// Whether the way back sums gradients of the masks (all 1 where there are none).
     pub mask_gradients: bool,
+    /// Keep hidden states, query, key and value, and nothing else: there is no way back.
+    pub states_only: bool,
     pub dropout: Dropout,
 }
 
@@ -194,6 +196,12 @@ fn group(
             out = Some(y);
         }
         x = out.unwrap_or_else(|| tape.x.clone());
+        if plan.states_only {
+            tape.ffn = None;
+            if let Some(kept) = &mut tape.attention {
+                (kept.context, kept.sum) = (Vec::new(), Vec::new());
+            }
+        }
         layers.push(tape);
     }
     Ok(Tape {

@@ -6,7 +6,7 @@ use super::optimizer::{Adam, Step, sum_of_squares};
 use super::tape::{self, Dropout, Plan};
 use super::{backward, head, weights};
 use crate::checkpoint::Tensor;
-use crate::model::{Model, Part, Place, Weight};
+use crate::model::{Head, Model, Part, Place, Weight};
 use crate::runtime::{Batch, Encoder, RunHead};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -93,11 +93,6 @@ impl<'m> Trainer<'m> {
         })
     }
 
-    /// Names of what is trained.
-    pub fn trained(&self) -> Vec<&str> {
-        self.slots.iter().filter(|s| s.trained).map(|s| s.name.as_str()).collect()
-    }
-
     /// The gathered gradient of every weight that is trained, by the name of its tensor.
     pub fn gradients(&mut self) -> Vec<(String, Vec<f32>)> {
         let leaves = self.grads.leaves_mut().into_iter().zip(&self.slots);
@@ -132,7 +127,8 @@ impl<'m> Trainer<'m> {
         let path = objective.path(encoder, at);
         let masks = objective.masks(at);
         let wanted = masks.is_some();
-        let plan = Plan { masks: masks.as_ref(), mask_gradients: wanted, dropout };
+        let plan =
+            Plan { masks: masks.as_ref(), mask_gradients: wanted, dropout, ..Plan::default() };
         let mut tapes = tape::forward(encoder, &path.layers, &batch, &plan)?;
         let seen = Seen { encoder, batch: &batch, targets: &targets, tapes: &tapes, dropout, at };
         let verdict = objective.loss(&seen)?;
@@ -152,6 +148,10 @@ impl<'m> Trainer<'m> {
         if let Some(masks) = &masks {
             own.extend(objective.mask_gradients(masks, &backs, at));
         }
+        assert!(
+            own_grads.is_empty() || own_grads.len() == own.len(),
+            "an objective has as many parameters in every batch"
+        );
         own_grads.resize(own.len(), Vec::new());
         for (sum, part) in own_grads.iter_mut().zip(own) {
             sum.resize(part.len(), 0.0);
@@ -194,7 +194,8 @@ impl<'m> Trainer<'m> {
             let mut own = objective.parameters();
             let clipped: Vec<bool> = own.iter().map(|(group, _)| group.clipped).collect();
             let norm = self.norm(&gradients, &clipped);
-            if !norm.is_finite() {
+            // Beyond this the square of an element may be infinite, and AdamW stands still without a word.
+            if norm.is_nan() || norm > 1e15 {
                 return Err(Error::Diverged { step: self.updates as usize + 1, found: norm });
             }
             self.updates += 1;
@@ -317,6 +318,11 @@ impl Trained {
         if model.config.tied && words {
             // A copy of the table under the decoder's name would contradict the trained one.
             model.unused.retain(|t| t.name != tied_copy);
+        }
+        if let (Head::MaskedLm { bias, .. }, Some(Some(_))) = (&model.head, self.values.last()) {
+            // So would a copy of the bias under its other name.
+            let (own, names) = (bias.name.clone(), model.family.masked_lm.bias);
+            model.unused.retain(|t| t.name == own || !names.contains(&t.name.as_str()));
         }
         for ((_, place), value) in model.places_mut().into_iter().zip(self.values) {
             let Some(value) = value else { continue };

@@ -146,7 +146,7 @@ fn labels_that_do_not_fit_the_head_need_a_new_one() {
     write_examples(&dir);
     insta::assert_snapshot!(
         dir.fails(4, &words("train -q model --data classes.tsv -o out")),
-        @r#"classes.tsv has the labels `blame`, `praise`, but the model has `negative`, `positive`; write the model's names or class ids into the file, or set `id2label` in config.json"#
+        @r#"classes.tsv has the labels `blame`, `praise`, but the model has `negative`, `positive`; write the model's names or class ids into the file, or give --new-head for a head that knows these labels"#
     );
     let run = "train -q model --data classes.tsv --eval classes.tsv --new-head -o out";
     dir.ok(&[words(run), words(BY_HEART)].concat());

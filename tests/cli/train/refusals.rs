@@ -13,7 +13,7 @@ fn options_of_distill_that_make_no_sense() {
         "batch=0",
         "batch=100000",
         "accumulate=0",
-        "rate=0",
+        "rate=-1",
         "rate=2",
         "rate=nan",
         "warmup=1.5",
@@ -50,12 +50,12 @@ fn options_of_distill_that_make_no_sense() {
         pass `distill`: `batch` is 100000, expected a number from 1 to 65536
     accumulate=0
         pass `distill`: `accumulate` is 0, expected a number from 1 to 65536
-    rate=0
-        pass `distill`: `rate` is 0, expected a number in (0, 1]
+    rate=-1
+        pass `distill`: `rate` is -1, expected a number in [0, 1]
     rate=2
-        pass `distill`: `rate` is 2, expected a number in (0, 1]
+        pass `distill`: `rate` is 2, expected a number in [0, 1]
     rate=nan
-        pass `distill`: `rate` is NaN, expected a number in (0, 1]
+        pass `distill`: `rate` is NaN, expected a number in [0, 1]
     warmup=1.5
         pass `distill`: `warmup` is 1.5, expected a number in [0, 1]
     dropout=1
