@@ -1,8 +1,8 @@
 //! `compress --passes … MODEL -o OUT`
 
 use super::{
-    ColumnArgs, ThreadArgs, file_name, keep_freed_buffers, max_tokens, needed_tokenizer, print,
-    print_json, progress, shell, tokenizer,
+    ColumnArgs, ResumeArgs, ThreadArgs, file_name, keep_freed_buffers, max_tokens,
+    needed_tokenizer, print, print_json, progress, shell, tokenizer,
 };
 use clap::Args;
 use compress::checkpoint::{Checkpoint, OutputFolder, sha256};
@@ -82,14 +82,8 @@ pub struct RunArgs {
     #[command(flatten)]
     threads: ThreadArgs,
 
-    /// Keep the state of training in OUT.resume while it runs, and go on from there if an earlier run with
-    /// the same arguments was stopped: the outcome is the same
-    #[arg(long)]
-    resume: bool,
-
-    /// Seconds between two savings of that state
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "resume")]
-    save_every: u64,
+    #[command(flatten)]
+    resume: ResumeArgs,
 
     /// Replace an output folder that has content
     #[arg(long)]
@@ -178,12 +172,12 @@ pub fn main(args: &RunArgs) -> Result<()> {
     if let Some(length) = args.max_length {
         arguments += &format!(" --max-length {length}");
     }
-    let state = match args.resume {
+    let state = match args.resume.resume {
         true => {
             let files = [args.data.clone(), Some(PathBuf::from(&calib)).filter(|p| p.is_file())];
             let arguments = format!("{} {arguments}", recipe.to_toml());
             let files = files.into_iter().flatten();
-            Some(state_file(&arguments, input, output, files, args.save_every)?)
+            Some(state_file(&arguments, input, output, files, args.resume.save_every)?)
         }
         false => None,
     };

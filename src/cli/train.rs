@@ -2,8 +2,8 @@
 
 use super::run::{state_file, with_state};
 use super::{
-    ColumnArgs, ThreadArgs, keep_freed_buffers, max_tokens, needed_tokenizer, print, print_json,
-    progress, shell,
+    ColumnArgs, ResumeArgs, ThreadArgs, keep_freed_buffers, max_tokens, needed_tokenizer, print,
+    print_json, progress, shell,
 };
 use clap::{Args, ValueEnum};
 use compress::checkpoint::OutputFolder;
@@ -130,14 +130,8 @@ pub struct TrainArgs {
     #[command(flatten)]
     threads: ThreadArgs,
 
-    /// Keep the state of training in OUT.resume while it runs, and go on from there if an earlier run with
-    /// the same arguments was stopped: the outcome is the same
-    #[arg(long)]
-    resume: bool,
-
-    /// Seconds between two savings of that state
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "resume")]
-    save_every: u64,
+    #[command(flatten)]
+    resume: ResumeArgs,
 
     /// Replace an output folder that has content
     #[arg(long)]
@@ -231,10 +225,10 @@ pub fn main(args: &TrainArgs) -> Result<()> {
         freeze_embeddings: args.freeze_embeddings,
     };
     let arguments = arguments(args, dropout);
-    let state = match args.resume {
+    let state = match args.resume.resume {
         true => {
             let files = [Some(args.data.clone()), args.order.clone()].into_iter().flatten();
-            Some(state_file(&arguments, &args.model, &args.output, files, args.save_every)?)
+            Some(state_file(&arguments, &args.model, &args.output, files, args.resume.save_every)?)
         }
         false => None,
     };
