@@ -184,8 +184,9 @@ impl<'m> Trainer<'m> {
         let mut grads = std::mem::replace(&mut self.grads, Encoder::hollow(self.encoder.model));
         let norm = {
             let leaves = grads.leaves_mut();
-            let trained = leaves.iter().zip(&self.slots);
-            let gradients: Vec<Vec<Cow<[f32]>>> = trained
+            let gradients: Vec<Vec<Cow<[f32]>>> = leaves
+                .par_iter()
+                .zip(&self.slots)
                 .map(|(leaf, slot)| match slot.trained {
                     true => slot.form.gradients(leaf),
                     false => Vec::new(),
@@ -205,7 +206,8 @@ impl<'m> Trainer<'m> {
                 true => (clip as f64 / (norm + 1e-6)).min(1.0) as f32,
                 false => 1.0,
             };
-            let step = |rate, decay, scale| Step { rate, decay, scale, count: self.updates };
+            let count = self.updates;
+            let step = |rate, decay, scale| Step { rate, decay, scale, count };
             let values = self.encoder.leaves_mut().into_iter().zip(&mut self.slots);
             for ((leaf, slot), gradients) in values.zip(&gradients).filter(|((_, s), _)| s.trained)
             {
@@ -221,8 +223,8 @@ impl<'m> Trainer<'m> {
                     };
                     state.update(values, grad, &step(rate * factor, decay, mean * shrink));
                 }
-                form.write(leaf);
             }
+            self.refresh();
             self.own_states.resize(own.len(), Adam::default());
             let states = self.own_states.iter_mut().zip(&self.own_grads);
             for ((group, values), (state, grad)) in own.iter_mut().zip(states) {
@@ -266,12 +268,11 @@ impl<'m> Trainer<'m> {
         &mut self.own_states
     }
 
-    /// Makes the model's matrices of their parameters again, after those were set from outside.
+    /// Makes the model's matrices of their parameters, after those were changed.
     pub fn refresh(&mut self) {
-        let leaves = self.encoder.leaves_mut().into_iter().zip(&self.slots);
-        for (leaf, slot) in leaves.filter(|(_, slot)| slot.trained) {
-            slot.form.write(leaf.to_mut());
-        }
+        let leaves = self.encoder.leaves_mut().into_par_iter().zip(&self.slots);
+        let trained = leaves.filter(|(_, slot)| slot.trained);
+        trained.for_each(|(leaf, slot)| slot.form.write(leaf.to_mut()));
     }
 
     /// What was trained, to be put into the model by [`Trained::put`]: the model is free again.
