@@ -135,7 +135,7 @@ impl<'a> Distillation<'a> {
         let path = Path::of(&self.teacher);
         let tapes = tape::forward(&self.teacher, &path.layers, batch, &STATES)?;
         let last = tape::hidden(&tapes, path.layers.len());
-        let says = head::forward(&self.teacher, batch, &last, picked, Dropout::default());
+        let says = head::forward(&self.teacher, batch, &last, picked, None, Dropout::default());
         Ok((tapes, says))
     }
 
@@ -326,7 +326,7 @@ impl Objective for Distillation<'_> {
         let depth = seen.encoder.layers.len();
         let picked = task::places(seen.targets);
         let last = tape::hidden(seen.tapes, depth);
-        let student = head::forward(seen.encoder, seen.batch, &last, &picked, seen.dropout);
+        let student = head::forward(seen.encoder, seen.batch, &last, &picked, None, seen.dropout);
         let mut sum = Sum {
             losses: Vec::new(),
             signal: Signal::new(depth),
@@ -384,7 +384,7 @@ impl Objective for Distillation<'_> {
         for Held { batch, picked, teacher } in &self.held {
             let says = |encoder: &Encoder| -> Result<HeadTape> {
                 let last = encoder.hidden(batch, None, &mut NoObserver)?;
-                Ok(head::forward(encoder, batch, &last, picked, Dropout::default()))
+                Ok(head::forward(encoder, batch, &last, picked, None, Dropout::default()))
             };
             let asked;
             let teacher = match teacher {

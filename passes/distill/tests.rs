@@ -274,7 +274,7 @@ fn all_layers_replaced_is_the_student_and_none_is_the_teacher() {
         let path = objective.path(&run, Moment::default());
         let tapes = tape::forward(&run, &path.layers, &texts, &Plan::default()).expect("runs");
         let last = tape::hidden(&tapes, LAYERS);
-        let head = head::forward(&run, &texts, &last, &[], Dropout::default());
+        let head = head::forward(&run, &texts, &last, &[], None, Dropout::default());
         assert_eq!(head.values, answers(expected, &texts, None));
     }
 }

@@ -224,7 +224,7 @@ fn outputs(model: &Model, input: &Padded, output: &Output) -> Vec<Tensor> {
             let mut tensors =
                 vec![input.per_token("last_hidden_state", &output.values, output.width)];
             if let Some(pooled) = &output.pooled {
-                tensors.push(per_text("pooler_output", pooled, model.config.hidden));
+                tensors.push(per_text("pooler_output", pooled, model.config.pooled));
             }
             tensors
         }

@@ -42,7 +42,10 @@ impl Task {
 /// The numbers of one encoder, from config.json.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// Width of the residual stream.
     pub hidden: usize,
+    /// Width of what the first matrix of a classifier, or a pooler, gives out: `hidden` of before it was cut.
+    pub pooled: usize,
     pub layers: usize,
     pub heads: usize,
     pub head_dim: usize,
@@ -55,6 +58,8 @@ pub struct Config {
     pub task_types: usize,
     /// Width of the embedding tables; differs from `hidden` in small ELECTRAs.
     pub embedding: usize,
+    /// Whether the tables are projected to the residual stream.
+    pub projected: bool,
     pub eps: f32,
     pub activation: Activation,
     pub pad_id: u32,
@@ -126,14 +131,20 @@ impl Config {
         }
 
         let keys = &family.keys;
-        let hidden = number(&raw, keys.hidden)?;
+        let whole = number(&raw, keys.hidden)?;
+        let hidden = match raw.get("compress").and_then(|c| c.get("hidden")) {
+            None | Some(Value::Null) => whole,
+            Some(value) => match value.as_u64() {
+                Some(n) if (1..=whole as u64).contains(&n) => n as usize,
+                _ => {
+                    let expected = format!("an integer from 1 to {} {whole}", keys.hidden);
+                    return Err(config("compress.hidden", value, expected));
+                }
+            },
+        };
         let heads = number_below(&raw, keys.heads, MAX_HEADS)?;
-        if hidden % heads != 0 {
-            return Err(config(
-                keys.heads,
-                heads,
-                format!("a divisor of {} {hidden}", keys.hidden),
-            ));
+        if whole % heads != 0 {
+            return Err(config(keys.heads, heads, format!("a divisor of {} {whole}", keys.hidden)));
         }
         let activation = match object.get(keys.activation) {
             None => Activation::Gelu,
@@ -172,14 +183,16 @@ impl Config {
             None => labels.len() == 1,
         };
         let embedding = match family.project {
-            Some(_) => number_or(&raw, "embedding_size", hidden)?,
-            None => hidden,
+            // As wide as the residual stream, it has no projection, and was cut with it.
+            Some(_) => Some(number_or(&raw, "embedding_size", whole)?).filter(|&n| n != whole),
+            None => None,
         };
         let config = Config {
             hidden,
+            pooled: whole,
             layers: number_below(&raw, keys.layers, MAX_LAYERS)?,
             heads,
-            head_dim: hidden / heads,
+            head_dim: whole / heads,
             ffn: number(&raw, keys.ffn)?,
             vocab: number(&raw, "vocab_size")?,
             max_positions: number_or(&raw, "max_position_embeddings", 512)?,
@@ -188,7 +201,8 @@ impl Config {
                 None => 0,
             },
             task_types,
-            embedding,
+            embedding: embedding.unwrap_or(hidden),
+            projected: embedding.is_some(),
             eps: eps as f32,
             activation,
             pad_id: match raw.get("pad_token_id") {

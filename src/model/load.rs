@@ -186,7 +186,7 @@ fn embeddings(reader: &mut Reader, family: &Family) -> Result<Embeddings> {
     };
     let word = format!("{prefix}{}", family.word);
     let project = match family.project {
-        Some(name) if width != config.hidden => {
+        Some(name) if config.projected => {
             let name = format!("{prefix}{name}");
             Some(reader.linear(&name, [config.hidden, width], "embedding_size")?)
         }
@@ -241,7 +241,7 @@ fn layer(reader: &mut Reader, family: &Family, index: usize) -> Result<Layer> {
 
 fn head(reader: &mut Reader, family: &Family) -> Result<Head> {
     let config = reader.config;
-    let (hidden, classes) = (config.hidden, config.classes());
+    let (hidden, pooled, classes) = (config.hidden, config.pooled, config.classes());
     Ok(match config.task {
         Task::SequenceClassification => {
             let (dense, activation, out) = match family.classify {
@@ -252,9 +252,9 @@ fn head(reader: &mut Reader, family: &Family) -> Result<Head> {
                 Pooling::Dense { dense, activation, out } => (dense.to_string(), activation, out),
             };
             Head::SequenceClassification {
-                dense: reader.linear(&dense, [hidden, hidden], family.keys.hidden)?,
+                dense: reader.linear(&dense, [pooled, hidden], family.keys.hidden)?,
                 activation,
-                out: reader.linear(out, [classes, hidden], "id2label")?,
+                out: reader.linear(out, [classes, pooled], "id2label")?,
             }
         }
         Task::TokenClassification => Head::TokenClassification {
@@ -286,7 +286,9 @@ fn head(reader: &mut Reader, family: &Family) -> Result<Head> {
             let present = |n: &String| stored(n, "weight") || stored(n, "weight_packed");
             Head::Bare {
                 pooler: match name.filter(present) {
-                    Some(name) => Some(reader.linear(&name, [hidden; 2], family.keys.hidden)?),
+                    Some(name) => {
+                        Some(reader.linear(&name, [pooled, hidden], family.keys.hidden)?)
+                    }
                     None => None,
                 },
             }

@@ -53,7 +53,7 @@ impl Model {
         let mut model = Model { config, ..self.clone() };
         let mut fresh = Fresh { rng: ChaCha8Rng::seed_from_u64(seed) };
         model.add_prefix();
-        let hidden = model.config.hidden;
+        let (hidden, pooled) = (model.config.hidden, model.config.pooled);
         let classes = model.config.classes();
         model.head = match task {
             Task::SequenceClassification => {
@@ -64,9 +64,9 @@ impl Model {
                     }
                     Pooling::Dense { dense, activation, out } => (dense.into(), activation, out),
                 };
-                let kept = model.take_linear(&dense, hidden);
-                let dense = kept.unwrap_or_else(|| fresh.linear(&dense, hidden, hidden));
-                let out = fresh.linear(out, classes, hidden);
+                let kept = model.take_linear(&dense, pooled, hidden);
+                let dense = kept.unwrap_or_else(|| fresh.linear(&dense, pooled, hidden));
+                let out = fresh.linear(out, classes, pooled);
                 Head::SequenceClassification { dense, activation, out }
             }
             Task::TokenClassification => {
@@ -107,8 +107,8 @@ impl Model {
         }
     }
 
-    /// A square linear layer among the unused tensors, or that of the present head.
-    fn take_linear(&mut self, name: &str, hidden: usize) -> Option<Linear> {
+    /// A linear layer, `[rows, cols]`, among the unused tensors, or that of the present head.
+    fn take_linear(&mut self, name: &str, rows: usize, cols: usize) -> Option<Linear> {
         if let Head::SequenceClassification { dense, .. } = &self.head
             && dense.weight.name() == name
         {
@@ -118,8 +118,8 @@ impl Model {
             let name = format!("{name}.{part}");
             self.unused.iter().find(|t| t.name == name && t.shape == shape).cloned()
         };
-        let weight = find("weight", &[hidden, hidden])?;
-        Some(Linear { weight: Weight::Dense(weight), bias: find("bias", &[hidden]) })
+        let weight = find("weight", &[rows, cols])?;
+        Some(Linear { weight: Weight::Dense(weight), bias: find("bias", &[rows]) })
     }
 }
 

@@ -104,7 +104,8 @@ impl Model {
                 && l.ffn.as_ref().is_some_and(|f| f.units() == config.ffn)
         };
         let packed = self.packed();
-        let untouched = raw.get("compress").is_none() && packed.is_empty();
+        let narrower = config.hidden < config.pooled;
+        let untouched = raw.get("compress").is_none() && packed.is_empty() && !narrower;
         if untouched && self.layers.iter().all(whole) && recipe.is_null() {
             return raw;
         }
@@ -124,6 +125,9 @@ impl Model {
             "layers": layers,
             "packed": packed,
         });
+        if narrower {
+            raw["compress"]["hidden"] = json!(config.hidden);
+        }
         if let Some(width) = self.uniform_ffn() {
             raw[self.family.keys.ffn] = json!(width);
         }
@@ -142,7 +146,10 @@ impl Model {
     pub fn loads_natively(&self) -> bool {
         let heads =
             |l: &Layer| l.attention.as_ref().is_some_and(|a| a.heads.len() == self.config.heads);
-        self.packed().is_empty() && self.layers.iter().all(heads) && self.uniform_ffn().is_some()
+        let wide = self.config.hidden == self.config.pooled;
+        wide && self.packed().is_empty()
+            && self.layers.iter().all(heads)
+            && self.uniform_ffn().is_some()
     }
 
     /// Every packed matrix by name, with its parameters.

@@ -1,15 +1,23 @@
-//! Cutting heads and units out of a layer, physically.
+//! Cutting a model, physically: heads and units out of a layer, and all that masks close.
 
 use super::*;
+use crate::checkpoint::Tensor;
 
-/// Multipliers of heads and feed-forward units in a forward pass, the reference that a cut model is
-/// checked against (CoFi, §1): 1 keeps, 0 removes, what lies between scales.
+/// Multipliers in a forward pass, the reference that a cut model is checked against (CoFi notes, §1): 1
+/// keeps, exactly 0 removes, what lies between scales.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Masks {
-    /// By layer: one number a head that is left.
+    /// By layer: one number a head that is left, on what it makes of the values.
     pub heads: Vec<Vec<f32>>,
-    /// By layer: one number a unit that is left.
+    /// By layer: one number a unit that is left, behind its activation.
     pub units: Vec<Vec<f32>>,
+    /// By layer, on what the attention block adds to the residual stream, its bias included. Exactly 0
+    /// leaves the block out, with its LayerNorm: the function jumps there.
+    pub attention: Vec<f32>,
+    /// By layer, of the feed-forward block.
+    pub ffn: Vec<f32>,
+    /// `[hidden]`, on the residual stream everywhere. LayerNorms see what is not exactly 0 alone.
+    pub hidden: Vec<f32>,
 }
 
 impl Masks {
@@ -20,6 +28,9 @@ impl Masks {
         Masks {
             heads: model.layers.iter().map(heads).collect(),
             units: model.layers.iter().map(units).collect(),
+            attention: vec![1.0; model.layers.len()],
+            ffn: vec![1.0; model.layers.len()],
+            hidden: vec![1.0; model.config.hidden],
         }
     }
 }
@@ -62,5 +73,197 @@ impl FeedForward {
             down: self.down.select_inputs(keep)?,
             norm: self.norm.clone(),
         })
+    }
+}
+
+/// What a mask leaves of a dimension.
+struct Left<'a> {
+    keep: Vec<usize>,
+    /// One number an entry of the mask; `None` where those that are kept are 1.
+    scale: Option<&'a [f32]>,
+    /// Whether the mask changes anything.
+    whole: bool,
+}
+
+impl<'a> Left<'a> {
+    /// Drops what is exactly 0 and scales by the rest.
+    fn of(mask: &'a [f32]) -> Left<'a> {
+        let keep: Vec<usize> = (0..mask.len()).filter(|&i| mask[i] != 0.0).collect();
+        let scales = keep.iter().any(|&i| mask[i] != 1.0);
+        Left { whole: !scales && keep.len() == mask.len(), keep, scale: scales.then_some(mask) }
+    }
+
+    /// As it is, `n` of it.
+    fn all(n: usize) -> Left<'static> {
+        Left { keep: (0..n).collect(), scale: None, whole: true }
+    }
+
+    /// The same entries, unscaled.
+    fn unscaled(&self) -> Left<'static> {
+        let whole = self.whole || self.scale.is_some_and(|s| s.len() == self.keep.len());
+        Left { keep: self.keep.clone(), scale: None, whole }
+    }
+
+    fn factor(&self, i: usize) -> f32 {
+        self.scale.map_or(1.0, |s| s[i])
+    }
+}
+
+/// `tensor`, `[rows, cols]`, with what is left of both; byte for byte where nothing changes.
+fn cut_matrix(tensor: &Tensor, rows: &Left, cols: &Left) -> Result<Tensor> {
+    if rows.whole && cols.whole {
+        return Ok(tensor.clone());
+    }
+    let (values, width) = (tensor.to_f32()?, tensor.shape[1]);
+    let mut data = Vec::with_capacity(rows.keep.len() * cols.keep.len());
+    for &r in &rows.keep {
+        let (row, factor) = (&values[r * width..(r + 1) * width], rows.factor(r));
+        data.extend(cols.keep.iter().map(|&c| row[c] * factor * cols.factor(c)));
+    }
+    let shape = [rows.keep.len(), cols.keep.len()];
+    Ok(Tensor::from_f32(tensor.name.clone(), &shape, &data, tensor.dtype))
+}
+
+/// As [`cut_matrix`], for a tensor of one dimension.
+fn cut_vector(tensor: &Tensor, left: &Left) -> Result<Tensor> {
+    if left.whole {
+        return Ok(tensor.clone());
+    }
+    let values = tensor.to_f32()?;
+    let data: Vec<f32> = left.keep.iter().map(|&i| values[i] * left.factor(i)).collect();
+    Ok(Tensor::from_f32(tensor.name.clone(), &[data.len()], &data, tensor.dtype))
+}
+
+impl Linear {
+    fn cut(&self, outputs: &Left, inputs: &Left) -> Result<Linear> {
+        if outputs.whole && inputs.whole {
+            return Ok(self.clone()); // packed or not
+        }
+        let weight = Weight::Dense(cut_matrix(self.weight.dense()?, outputs, inputs)?);
+        let bias = self.bias.as_ref().map(|b| cut_vector(b, outputs)).transpose()?;
+        Ok(Linear { weight, bias })
+    }
+}
+
+impl Norm {
+    fn cut(&self, left: &Left) -> Result<Norm> {
+        Ok(Norm { weight: cut_vector(&self.weight, left)?, bias: cut_vector(&self.bias, left)? })
+    }
+}
+
+impl Model {
+    /// The small model that says what this one says under `masks` (CoFi notes, §5.1 and §5.3): what is 0 is
+    /// gone, what lies between is folded into the weights. The mask of hidden dimensions goes into the
+    /// LayerNorms, which carry it to every consumer and along the residual stream; folded into the consumers
+    /// it would be lost on the residual stream.
+    ///
+    /// # Errors
+    /// If a matrix that changes is packed; if hidden dimensions are closed of a model that gives hidden states
+    /// out, or all of them are.
+    pub fn sliced(&self, masks: &Masks) -> Result<Model> {
+        let hidden = Left::of(&masks.hidden);
+        let states = matches!(self.head, Head::Embedding { .. } | Head::Bare { .. });
+        if hidden.keep.is_empty() || (states && hidden.keep.len() < self.config.hidden) {
+            return Err(Error::Mismatch {
+                found: format!(
+                    "masks leave {} of {} hidden dimensions of a model for {}",
+                    hidden.keep.len(),
+                    self.config.hidden,
+                    self.config.task.name()
+                ),
+                expected: match states {
+                    true => "its hidden states are its answers, and their width stays".into(),
+                    false => "at least one".into(),
+                },
+                advice: "leave `hidden_z` out of the masks",
+            });
+        }
+        let inputs = hidden.unscaled();
+        let mut model = self.clone();
+        for (l, layer) in model.layers.iter_mut().enumerate() {
+            let scaled =
+                |block: f32| -> Vec<f32> { masks.hidden.iter().map(|h| h * block).collect() };
+            layer.attention = match layer.attention.take().filter(|_| masks.attention[l] != 0.0) {
+                Some(a) => {
+                    let (heads, block) = (&masks.heads[l], scaled(masks.attention[l]));
+                    let keep: Vec<usize> = (0..heads.len()).filter(|&h| heads[h] != 0.0).collect();
+                    let spread: Vec<f32> =
+                        heads.iter().flat_map(|&z| std::iter::repeat_n(z, a.head_dim)).collect();
+                    let values = Left::of(&spread);
+                    let plain = values.unscaled();
+                    Some(Attention {
+                        query: a.query.cut(&plain, &inputs)?,
+                        key: a.key.cut(&plain, &inputs)?,
+                        value: a.value.cut(&values, &inputs)?,
+                        output: a.output.cut(&Left::of(&block), &plain)?,
+                        norm: a.norm.cut(&hidden)?,
+                        heads: keep.iter().map(|&h| a.heads[h]).collect(),
+                        head_dim: a.head_dim,
+                    })
+                }
+                None => None,
+            };
+            layer.ffn = match layer.ffn.take().filter(|_| masks.ffn[l] != 0.0) {
+                Some(f) => {
+                    let (units, block) = (Left::of(&masks.units[l]), scaled(masks.ffn[l]));
+                    Some(FeedForward {
+                        up: f.up.cut(&units.unscaled(), &inputs)?,
+                        down: f.down.cut(&Left::of(&block), &units)?,
+                        norm: f.norm.cut(&hidden)?,
+                    })
+                }
+                None => None,
+            };
+        }
+        if hidden.whole {
+            return Ok(model);
+        }
+        let all = |tensor: &Tensor| Left::all(tensor.shape[0]);
+        let table = |tensor: &Tensor| cut_matrix(tensor, &all(tensor), &hidden);
+        let e = &mut model.embeddings;
+        match &mut e.project {
+            Some(project) => {
+                let width = Left::all(self.config.embedding);
+                *project = project.cut(&hidden, &width)?;
+            }
+            None => {
+                e.word = Weight::Dense(table(e.word.dense()?)?);
+                e.position = table(&e.position)?;
+                e.token_type = e.token_type.as_ref().map(table).transpose()?;
+                e.task_type = e.task_type.as_ref().map(table).transpose()?;
+                e.norm = e.norm.cut(&hidden)?;
+                model.config.embedding = hidden.keep.len();
+            }
+        }
+        let reads = |linear: &Linear| linear.cut(&Left::all(linear.weight.rows()), &inputs);
+        model.head = match &self.head {
+            Head::SequenceClassification { dense, activation, out } => {
+                let (dense, activation, out) = (reads(dense)?, *activation, out.clone());
+                Head::SequenceClassification { dense, activation, out }
+            }
+            Head::TokenClassification { out } => Head::TokenClassification { out: reads(out)? },
+            Head::QuestionAnswering { out } => Head::QuestionAnswering { out: reads(out)? },
+            Head::Bare { pooler } => Head::Bare { pooler: pooler.as_ref().map(reads).transpose()? },
+            Head::Embedding { .. } => self.head.clone(),
+            // The table that words are told by is the one they are read from: its mask stands there.
+            Head::MaskedLm { dense, activation, norm, decoder, bias } => {
+                let narrow = self.embeddings.project.is_some();
+                let width = if narrow { Left::all(dense.weight.rows()) } else { hidden.unscaled() };
+                Head::MaskedLm {
+                    dense: dense.cut(&width, &inputs)?,
+                    activation: *activation,
+                    norm: norm.cut(&width)?,
+                    decoder: match decoder {
+                        Some(decoder) if !narrow => Some(table(decoder)?),
+                        other => other.clone(),
+                    },
+                    bias: bias.clone(),
+                }
+            }
+        };
+        // Copies of the word table and unused poolers have the width of before.
+        model.unused.retain(|t| t.name.ends_with("position_ids"));
+        model.config.hidden = hidden.keep.len();
+        Ok(model)
     }
 }

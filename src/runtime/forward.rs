@@ -3,6 +3,7 @@
 use super::Batch;
 use super::encoder::{Encoder, RunAttention, RunFeedForward, RunHead, RunLayer, add_table_row};
 use super::kernels::{self, Mat, MatMut};
+use super::masked::{Channels, apply_norm, block_output, scale};
 use crate::model::family::Positions;
 use crate::model::slice::Masks;
 use crate::model::{Model, PoolMode};
@@ -61,7 +62,7 @@ pub struct AttentionState {
 impl Encoder<'_> {
     /// Runs a batch through embeddings, layers and head.
     ///
-    /// `masks` multiplies heads and units; `observer` sees the way.
+    /// `masks` multiplies heads, units, blocks and hidden dimensions; `observer` sees the way.
     ///
     /// # Errors
     /// If a token, a type or a position is outside the model's tables.
@@ -71,7 +72,7 @@ impl Encoder<'_> {
         masks: Option<&Masks>,
         observer: &mut dyn Observer,
     ) -> Result<Output> {
-        Ok(self.answer(batch, &self.hidden(batch, masks, observer)?))
+        Ok(self.answer(batch, &self.hidden(batch, masks, observer)?, masks))
     }
 
     /// The last hidden state, `[tokens, hidden]`.
@@ -84,7 +85,7 @@ impl Encoder<'_> {
         masks: Option<&Masks>,
         observer: &mut dyn Observer,
     ) -> Result<Vec<f32>> {
-        let mut x = self.embed(batch)?;
+        let mut x = self.embed_under(batch, masks)?;
         observer.hidden(0, &x);
         for (l, layer) in self.layers.iter().enumerate() {
             x = self.layer(l, layer, x, batch, masks, observer);
@@ -103,7 +104,12 @@ impl Encoder<'_> {
         masks: Option<&Masks>,
         observer: &mut dyn Observer,
     ) -> Vec<f32> {
-        if let Some(attention) = &layer.attention {
+        let channels = Channels::of(masks);
+        let channels = channels.as_ref();
+        let block = |of: fn(&Masks) -> &Vec<f32>| masks.map_or(1.0, |m| of(m)[index]);
+        let (attends, feeds) = (block(|m| &m.attention), block(|m| &m.ffn));
+        let tokens = batch.tokens();
+        if let Some(attention) = layer.attention.as_ref().filter(|_| attends != 0.0) {
             observer.linear_input(index, Site::QueryKeyValue, &x);
             let heads = masks.map(|m| m.heads[index].as_slice());
             let mut seen = |head: usize, text: usize, probs: &mut [f32]| {
@@ -111,9 +117,11 @@ impl Encoder<'_> {
             };
             let state = self.attention_context(attention, &x, batch, heads, &mut seen);
             observer.linear_input(index, Site::AttentionOutput, &state.context);
-            x = attention.finish(&state.context, &x);
+            let y = block_output(&attention.output, &state.context, tokens, attends, channels);
+            x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+            apply_norm(&attention.norm, channels, &mut x);
         }
-        if let Some(ffn) = &layer.ffn {
+        if let Some(ffn) = layer.ffn.as_ref().filter(|_| feeds != 0.0) {
             observer.linear_input(index, Site::Up, &x);
             let mut units = ffn.units(&x);
             if let Some(mask) = masks.map(|m| &m.units[index]).filter(|m| !m.is_empty()) {
@@ -122,7 +130,9 @@ impl Encoder<'_> {
                 }
             }
             observer.linear_input(index, Site::Down, &units);
-            x = ffn.finish(&units, &x);
+            let y = block_output(&ffn.down, &units, tokens, feeds, channels);
+            x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+            apply_norm(&ffn.norm, channels, &mut x);
         }
         x
     }
@@ -132,12 +142,21 @@ impl Encoder<'_> {
     /// # Errors
     /// As [`Encoder::forward`].
     pub fn embed(&self, batch: &Batch) -> Result<Vec<f32>> {
+        self.embed_under(batch, None)
+    }
+
+    fn embed_under(&self, batch: &Batch, masks: Option<&Masks>) -> Result<Vec<f32>> {
+        let channels = Channels::of(masks);
         let mut x = self.embedding_sum(batch)?;
-        self.norm.apply(&mut x);
-        Ok(match &self.project {
-            Some(project) => project.forward(&x),
-            None => x,
-        })
+        if let Some(project) = &self.project {
+            self.norm.apply(&mut x);
+            x = project.forward(&x);
+            scale(&mut x, 1.0, channels.as_ref());
+            return Ok(x);
+        }
+        scale(&mut x, 1.0, channels.as_ref());
+        apply_norm(&self.norm, channels.as_ref(), &mut x);
+        Ok(x)
     }
 
     /// What the LayerNorm of the embeddings sees, `[tokens, embedding]`.
@@ -278,7 +297,7 @@ impl Encoder<'_> {
     }
 
     /// What the head says of the last hidden state, `[tokens, hidden]`.
-    pub fn answer(&self, batch: &Batch, x: &[f32]) -> Output {
+    pub fn answer(&self, batch: &Batch, x: &[f32], masks: Option<&Masks>) -> Output {
         let hidden = self.model.config.hidden;
         let firsts = || -> Vec<f32> {
             let starts = &batch.starts[..batch.texts()];
@@ -296,7 +315,8 @@ impl Encoder<'_> {
             RunHead::MaskedLm { dense, activation, norm, decoder, bias } => {
                 let mut states = dense.forward(x);
                 kernels::activate(*activation, &mut states);
-                norm.apply(&mut states);
+                let channels = Channels::of(masks).filter(|_| self.project.is_none());
+                apply_norm(norm, channels.as_ref(), &mut states);
                 let (tokens, vocab, width) = (batch.tokens(), bias.len(), dense.out);
                 let mut logits = vec![0.0; tokens * vocab];
                 let table = decoder.as_ref().or(self.word.as_ref());

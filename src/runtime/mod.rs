@@ -7,6 +7,7 @@ mod batch;
 mod encoder;
 mod forward;
 pub mod kernels;
+pub mod masked;
 #[cfg(test)]
 mod tests;
 

@@ -1,10 +1,10 @@
 //! The masked, the cut and the re-read model are one; batches are their texts; observers see all.
 
 use super::*;
-use crate::checkpoint::Dtype;
+use crate::checkpoint::{Dtype, Tensor};
 use crate::model::slice::Masks;
 use crate::model::testing::*;
-use crate::model::{FeedForward, Layer, Model, PoolMode, Task, family};
+use crate::model::{FeedForward, Layer, Linear, Model, PoolMode, Task, Weight, family};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -36,7 +36,118 @@ fn masks(kept: &Kept) -> Masks {
     Masks {
         heads: kept.heads.iter().map(|k| ones(k, HEADS)).collect(),
         units: kept.units.iter().map(|k| ones(k, FFN)).collect(),
+        attention: vec![1.0; LAYERS],
+        ffn: vec![1.0; LAYERS],
+        hidden: vec![1.0; HIDDEN],
     }
+}
+
+/// Soft masks with about 40 % of the heads, half of the units and a quarter of the hidden dimensions closed,
+/// one layer without attention, one without feed-forward block, and one with neither head nor a closed block.
+/// (CoFi notes, §9, T3.)
+fn soft(model: &Model, seed: u64) -> Masks {
+    let mut normal = Normal::new(seed);
+    let mut gate = |closed: f32| {
+        let quantile = 0.5 + 0.5 * (normal.draw() * 0.8).tanh();
+        if quantile < closed { 0.0 } else { 0.128 + 0.868 * (quantile - closed) / (1.0 - closed) }
+    };
+    let mut masks = Masks::ones(model);
+    masks.heads.iter_mut().flatten().for_each(|m| *m = gate(0.4));
+    masks.units.iter_mut().flatten().for_each(|m| *m = gate(0.5));
+    masks.attention.iter_mut().chain(&mut masks.ffn).for_each(|m| *m = gate(0.0));
+    let states = matches!(model.config.task, Task::Embedding | Task::Bare);
+    let closed = if states { 0.0 } else { 0.25 };
+    masks.hidden.iter_mut().for_each(|m| *m = gate(closed));
+    masks.attention[seed as usize % LAYERS] = 0.0;
+    masks.ffn[(seed as usize + 1) % LAYERS] = 0.0;
+    masks.heads[(seed as usize + 2) % LAYERS].fill(0.0);
+    masks
+}
+
+fn last_state(model: &Model, batch: &Batch, masks: Option<&Masks>) -> Vec<f32> {
+    let encoder = Encoder::new(model).expect("a model that runs");
+    encoder.hidden(batch, masks, &mut NoObserver).expect("ids inside the tables")
+}
+
+#[test]
+fn soft_masks_fold_exactly_for_every_family_and_head() {
+    for (i, (family, task)) in every().enumerate() {
+        for seed in 0..3 {
+            let what = format!("{family} {task:?} {seed}");
+            let model = tiny(family, task, 900 + i as u64);
+            let masks = soft(&model, seed + 3 * i as u64);
+            let batch = batch(seed, &[5, 1, 8]);
+            let masked = answers(&model, &batch, Some(&masks));
+            let sliced = model.sliced(&masks).expect("dense");
+            sliced.validate().expect("parts that fit");
+            let open: Vec<usize> = (0..HIDDEN).filter(|&i| masks.hidden[i] != 0.0).collect();
+            assert_eq!(sliced.config.hidden, open.len(), "{what}");
+            let found = answers(&sliced, &batch, None);
+            assert!(distance(&found, &masked) < 1e-5, "{what}: {}", distance(&found, &masked));
+
+            let wide = last_state(&model, &batch, Some(&masks));
+            let rows = wide.chunks_exact(HIDDEN);
+            let left: Vec<f32> = rows.flat_map(|row| open.iter().map(|&i| row[i])).collect();
+            let narrow = last_state(&sliced, &batch, None);
+            assert!(distance(&narrow, &left) < 1e-5, "{what}: {}", distance(&narrow, &left));
+
+            let again = reopen(&sliced);
+            assert_eq!(answers(&again, &batch, None), found, "{what}");
+            assert_eq!(stored(&again), stored(&sliced), "{what}");
+        }
+    }
+}
+
+/// What CoFi's public code does instead loses the mask on the residual stream (notes, §5.2).
+#[test]
+fn masks_folded_into_the_consumers_are_another_model() {
+    let model = tiny("bert", Task::SequenceClassification, 930);
+    let masks = soft(&model, 7);
+    let batch = batch(8, &[5, 1, 8]);
+    let masked = answers(&model, &batch, Some(&masks));
+    let hard: Vec<f32> = masks.hidden.iter().map(|&h| if h == 0.0 { 0.0 } else { 1.0 }).collect();
+    let mut wrong = model.sliced(&Masks { hidden: hard, ..masks.clone() }).expect("dense");
+    let open: Vec<f32> = masks.hidden.iter().copied().filter(|&h| h != 0.0).collect();
+    let narrow = |linear: &mut Linear| {
+        let tensor = linear.weight.dense().expect("dense");
+        let values = tensor.to_f32().expect("floats");
+        let scaled: Vec<f32> =
+            values.iter().enumerate().map(|(i, w)| w * open[i % open.len()]).collect();
+        let tensor = Tensor::from_f32(tensor.name.clone(), &tensor.shape, &scaled, Dtype::F32);
+        linear.weight = Weight::Dense(tensor);
+    };
+    for layer in &mut wrong.layers {
+        if let Some(a) = &mut layer.attention {
+            [&mut a.query, &mut a.key, &mut a.value].into_iter().for_each(narrow);
+        }
+        layer.ffn.iter_mut().for_each(|f| narrow(&mut f.up));
+    }
+    wrong.head.linears_mut().into_iter().take(1).for_each(narrow);
+    let off = distance(&answers(&wrong, &batch, None), &masked);
+    assert!(off > 1e-2, "{off}");
+}
+
+#[test]
+fn masks_of_one_slice_nothing() {
+    for (family, task) in every() {
+        let model = tiny(family, task, 931);
+        assert_eq!(stored(&model.sliced(&Masks::ones(&model)).expect("dense")), stored(&model));
+    }
+}
+
+#[test]
+fn states_that_are_answers_keep_their_width() {
+    for task in [Task::Embedding, Task::Bare] {
+        let model = tiny("bert", task, 932);
+        let mut masks = Masks::ones(&model);
+        masks.hidden[3] = 0.0;
+        let error = model.sliced(&masks).expect_err("narrower answers").to_string();
+        assert!(error.contains("15 of 16 hidden dimensions"), "{error}");
+    }
+    let model = tiny("bert", Task::SequenceClassification, 933);
+    let nothing = Masks { hidden: vec![0.0; HIDDEN], ..Masks::ones(&model) };
+    let error = model.sliced(&nothing).expect_err("nothing is left").to_string();
+    assert!(error.contains("0 of 16 hidden dimensions"), "{error}");
 }
 
 fn cut(model: &Model, kept: &Kept) -> Model {

@@ -4,6 +4,7 @@ use super::tape::{AttentionTape, DropSite, FeedForwardTape, Plan, Tape, multiply
 use crate::runtime::kernels::{
     Mat, MatMut, activation_gradient, add_product, layer_norm_backward, product, softmax_backward,
 };
+use crate::runtime::masked::{Channels, scale};
 use crate::runtime::{
     Batch, Dense, Encoder, RunAttention, RunFeedForward, RunLayer, RunNorm, relative_bucket,
 };
@@ -60,6 +61,11 @@ pub struct Back {
     pub heads: Vec<Vec<f32>>,
     /// By layer, `[texts, units]`.
     pub units: Vec<Vec<f32>>,
+    /// By layer, of the masks of blocks, over all texts; 0 where there are no masks, or the block was left out.
+    pub attention: Vec<f32>,
+    pub ffn: Vec<f32>,
+    /// `[hidden]`, of the mask of hidden dimensions that are open, over all texts; zeros where it is all ones.
+    pub hidden: Vec<f32>,
 }
 
 /// Of a LayerNorm's scale and shift; empty where there is none.
@@ -70,10 +76,36 @@ pub struct NormGradient {
 }
 
 impl NormGradient {
-    /// Goes back through `norm`, whose input was `x`: changes `grad` in place.
-    pub(super) fn through(norm: &RunNorm, x: &[f32], grad: &mut [f32]) -> NormGradient {
+    /// Goes back through `norm`, whose input was `x`: changes `grad` in place. Under `channels` what the mask
+    /// gets of it is added to `hidden`.
+    pub(super) fn through(
+        norm: &RunNorm,
+        channels: Option<&Channels>,
+        x: &[f32],
+        grad: &mut [f32],
+        hidden: &mut [f32],
+    ) -> NormGradient {
         let zeros = || vec![0.0; norm.weight.len()];
         let mut found = NormGradient { weight: zeros(), bias: zeros() };
+        if let Some(channels) = channels {
+            if channels.open.is_empty() {
+                grad.fill(0.0);
+                return found;
+            }
+            let (x, mut compact) = (channels.gather(x), channels.gather(grad));
+            // `h ⊙ LN_h` is a LayerNorm of the open dimensions with scale `h ⊙ γ` and shift `h ⊙ β`.
+            let weight = channels.folded(&norm.weight);
+            let mut folded = [vec![0.0; weight.len()], vec![0.0; weight.len()]];
+            let [by_weight, by_bias] = &mut folded;
+            layer_norm_backward(&x, &weight, norm.eps, &mut compact, by_weight, by_bias);
+            channels.scatter(&compact, grad);
+            for ((&i, w), b) in channels.open.iter().zip(by_weight).zip(by_bias) {
+                found.weight[i] = channels.mask[i] * *w;
+                found.bias[i] = channels.mask[i] * *b;
+                hidden[i] += norm.weight[i] * *w + norm.bias[i] * *b;
+            }
+            return found;
+        }
         let NormGradient { weight, bias } = &mut found;
         layer_norm_backward(x, &norm.weight, norm.eps, grad, weight, bias);
         found
@@ -118,20 +150,27 @@ fn group(
         embedding_sum: Vec::new(),
         heads: vec![Vec::new(); depth],
         units: vec![Vec::new(); depth],
+        attention: vec![0.0; depth],
+        ffn: vec![0.0; depth],
+        hidden: vec![0.0; hidden],
     };
+    let channels = Channels::of(plan.masks);
+    let channels = channels.as_ref();
     for (l, layer) in path.iter().enumerate().rev() {
         let kept = &mut tape.layers[l];
         if let (Some(ffn), Some(kept)) = (&layer.ffn, &mut kept.ffn) {
-            let way = Way { batch, first_text, first_token, layer: l, plan };
-            (back.norms[l][1], back.units[l]) = feed_forward(ffn, kept, &mut grad, &way);
+            let way = Way { batch, first_text, first_token, layer: l, plan, channels };
+            (back.norms[l][1], back.units[l]) =
+                feed_forward(ffn, kept, &mut grad, &way, (&mut back.ffn[l], &mut back.hidden));
         }
         if let (Some(attention), Some(kept)) = (&layer.attention, &mut kept.attention) {
-            let way = Way { batch, first_text, first_token, layer: l, plan };
+            let way = Way { batch, first_text, first_token, layer: l, plan, channels };
             let width = attention.heads.len() * attention.head_dim;
             let injected = signal.qkv[l].as_ref().map(|g| mine(g, 3 * width));
             let bias = &mut back.relative_bias;
+            let masks = (&mut back.attention[l], &mut back.hidden);
             (back.norms[l][0], back.heads[l]) =
-                attend(encoder, attention, kept, &mut grad, injected, bias, &way);
+                attend(encoder, attention, kept, &mut grad, injected, bias, &way, masks);
         }
         if let Some(more) = &signal.hidden[l] {
             let from = first_token * hidden;
@@ -139,12 +178,24 @@ fn group(
         }
     }
     if let Some(project) = &encoder.project {
+        if let Some(projected) = &tape.projected {
+            add_by_channel(&mut back.hidden, &grad, projected);
+            scale(&mut grad, 1.0, channels);
+        }
         let input = input_gradient(project, &grad);
         tape.embedding_grad = std::mem::replace(&mut grad, input);
     }
     let width = encoder.norm.weight.len();
     plan.dropout.rows(&mut grad, (0, DropSite::Embeddings), first_token, width);
-    back.embedding_norm = NormGradient::through(&encoder.norm, &tape.embedding_sum, &mut grad);
+    let of_tables = channels.filter(|_| encoder.project.is_none());
+    let mut sum = tape.embedding_sum.clone();
+    scale(&mut sum, 1.0, of_tables);
+    back.embedding_norm =
+        NormGradient::through(&encoder.norm, of_tables, &sum, &mut grad, &mut back.hidden);
+    if of_tables.is_some() {
+        add_by_channel(&mut back.hidden, &grad, &tape.embedding_sum);
+        scale(&mut grad, 1.0, of_tables);
+    }
     back.embedding_sum = grad;
     back
 }
@@ -156,6 +207,33 @@ struct Way<'a> {
     first_token: usize,
     layer: usize,
     plan: &'a Plan<'a>,
+    channels: Option<&'a Channels<'a>>,
+}
+
+/// Where gradients of the masks of a block and of hidden dimensions are summed.
+type BlockMasks<'a> = (&'a mut f32, &'a mut Vec<f32>);
+
+/// `grad`, `[tokens, hidden]`, with respect to what a block adds to the residual stream, becomes the one
+/// with respect to its output `out` before masks.
+fn through_masks(grad: &mut [f32], out: &[f32], block: f32, way: &Way, masks: BlockMasks) {
+    let (of_block, of_hidden) = masks;
+    // Σ grad · out by hidden dimension serves both.
+    let mut sums = vec![0.0; of_hidden.len()];
+    add_by_channel(&mut sums, grad, out);
+    let h = |i: usize| way.channels.map_or(1.0, |c| c.mask[i]);
+    *of_block += sums.iter().enumerate().map(|(i, s)| h(i) * s).sum::<f32>();
+    if way.channels.is_some() {
+        of_hidden.iter_mut().zip(&sums).for_each(|(sum, s)| *sum += block * s);
+    }
+    scale(grad, block, way.channels);
+}
+
+/// `sums ← sums + Σ_t a ⊙ b`
+fn add_by_channel(sums: &mut [f32], a: &[f32], b: &[f32]) {
+    let width = sums.len();
+    for (a, b) in a.chunks_exact(width).zip(b.chunks_exact(width)) {
+        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(s, (a, b))| *s += a * b);
+    }
 }
 
 /// `grad`, with respect to the block's output, becomes the one with respect to its input.
@@ -164,12 +242,16 @@ fn feed_forward(
     kept: &mut FeedForwardTape,
     grad: &mut [f32],
     way: &Way,
+    masks: BlockMasks,
 ) -> (NormGradient, Vec<f32>) {
-    let norm = NormGradient::through(&ffn.norm, &kept.sum, grad);
+    let norm = NormGradient::through(&ffn.norm, way.channels, &kept.sum, grad, masks.1);
     let out = &mut kept.sum;
     out.copy_from_slice(grad);
     let hidden = ffn.down.out;
     way.plan.dropout.rows(out, (way.layer, DropSite::Down), way.first_token, hidden);
+    if let (Some(plan), Some(unscaled)) = (way.plan.masks, &kept.out) {
+        through_masks(out, unscaled, plan.ffn[way.layer], way, masks);
+    }
     let mut inner = input_gradient(&ffn.down, out);
     let mut mask = Vec::new();
     if way.plan.mask_gradients {
@@ -189,6 +271,7 @@ fn feed_forward(
     (norm, mask)
 }
 
+#[allow(clippy::too_many_arguments)] // a block, its tape, and the places that gradients go to
 fn attend(
     encoder: &Encoder,
     attention: &RunAttention,
@@ -197,12 +280,16 @@ fn attend(
     injected: Option<Vec<f32>>,
     relative_bias: &mut [f32],
     way: &Way,
+    masks: BlockMasks,
 ) -> (NormGradient, Vec<f32>) {
-    let norm = NormGradient::through(&attention.norm, &kept.sum, grad);
+    let norm = NormGradient::through(&attention.norm, way.channels, &kept.sum, grad, masks.1);
     let out = &mut kept.sum;
     out.copy_from_slice(grad);
     let hidden = attention.output.out;
     way.plan.dropout.rows(out, (way.layer, DropSite::AttentionOutput), way.first_token, hidden);
+    if let (Some(plan), Some(unscaled)) = (way.plan.masks, &kept.out) {
+        through_masks(out, unscaled, plan.attention[way.layer], way, masks);
+    }
     let mut context = input_gradient(&attention.output, out);
     let width = attention.heads.len() * attention.head_dim;
     let mut mask = Vec::new();

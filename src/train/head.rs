@@ -2,10 +2,12 @@
 
 use super::backward::{NormGradient, input_gradient};
 use super::tape::{DropSite, Dropout};
+use crate::model::slice::Masks;
 use crate::model::{PoolMode, Task};
 use crate::runtime::kernels::{
     Mat, MatMut, activate, activation_gradient, add_bias, add_columns, add_product, product,
 };
+use crate::runtime::masked::{Channels, apply_norm};
 use crate::runtime::{Batch, Dense, Encoder, RunHead};
 use rayon::prelude::*;
 
@@ -27,19 +29,32 @@ pub struct HeadTape {
     features: Vec<f32>,
     /// `[texts]`: lengths of pooled states, where the embedding is normalised.
     lengths: Vec<f32>,
+    /// Under which the LayerNorm of a masked-LM head ran.
+    masks: Option<Masks>,
     dropout: Dropout,
+}
+
+/// What the way back through a head gives.
+#[derive(Debug)]
+pub struct HeadBack {
+    /// `[tokens, hidden]`: with respect to the last hidden state.
+    pub last: Vec<f32>,
+    /// `[hidden]`: with respect to the mask of hidden dimensions, where the head is under it.
+    pub hidden: Vec<f32>,
 }
 
 /// Vocabulary rows that one task takes.
 const BLOCK: usize = 2048;
 
 /// Runs the head of `encoder` over the last hidden state, `[tokens, hidden]`. A masked-LM head reads only
-/// the tokens at `picked`; the others ignore it.
+/// the tokens at `picked`; the others ignore it. Of `masks`, that of hidden dimensions stands behind the
+/// LayerNorm of a masked-LM head, where words are told by the table that they are read from.
 pub fn forward(
     encoder: &Encoder,
     batch: &Batch,
     last: &[f32],
     picked: &[usize],
+    masks: Option<&Masks>,
     dropout: Dropout,
 ) -> HeadTape {
     let hidden = encoder.model.config.hidden;
@@ -56,6 +71,7 @@ pub fn forward(
         activated: Vec::new(),
         features: Vec::new(),
         lengths: Vec::new(),
+        masks: None,
         dropout,
     };
     tape.states =
@@ -82,7 +98,8 @@ pub fn forward(
             tape.activated = tape.inner.clone();
             activate(*activation, &mut tape.activated);
             tape.features = tape.activated.clone();
-            norm.apply(&mut tape.features);
+            tape.masks = masks.filter(|_| encoder.project.is_none()).cloned();
+            apply_norm(norm, Channels::of(tape.masks.as_ref()).as_ref(), &mut tape.features);
             tape.width = bias.len();
             tape.values = vocabulary_product(&tape.features, decoder(encoder), dense.out);
             add_bias(&mut tape.values, bias);
@@ -112,8 +129,9 @@ pub fn backward(
     last: &[f32],
     tape: &HeadTape,
     grad: &[f32],
-) -> Vec<f32> {
+) -> HeadBack {
     let hidden = encoder.model.config.hidden;
+    let mut of_mask = vec![0.0; hidden];
     let mut back = vec![0.0; last.len()];
     let head = grads.as_deref_mut().map(|g| &mut g.head);
     match &encoder.head {
@@ -139,7 +157,15 @@ pub fn backward(
         RunHead::MaskedLm { dense, activation, norm, .. } => {
             let table = decoder(encoder);
             let mut inner = vocabulary_input_gradient(grad, table, tape.width, dense.out);
-            let norms = NormGradient::through(norm, &tape.activated, &mut inner);
+            let channels = Channels::of(tape.masks.as_ref());
+            let of_mask = &mut of_mask;
+            let norms = NormGradient::through(
+                norm,
+                channels.as_ref(),
+                &tape.activated,
+                &mut inner,
+                of_mask,
+            );
             activation_gradient(*activation, &tape.inner, &mut inner);
             if let Some(g) = grads {
                 let RunHead::MaskedLm { dense, norm, decoder, bias, .. } = &mut g.head else {
@@ -174,7 +200,7 @@ pub fn backward(
         }
         RunHead::Bare { .. } => back.copy_from_slice(grad),
     }
-    back
+    HeadBack { last: back, hidden: of_mask }
 }
 
 /// Adds the gradients of one linear layer; buffers that are empty are not wanted.

@@ -88,7 +88,7 @@ pub trait Objective: Sync {
         Path::of(encoder)
     }
 
-    /// Multipliers of heads and units.
+    /// Multipliers of heads, units, blocks and hidden dimensions.
     fn masks(&self, _at: Moment) -> Option<Masks> {
         None
     }

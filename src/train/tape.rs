@@ -3,13 +3,14 @@
 use crate::Result;
 use crate::model::slice::Masks;
 use crate::runtime::kernels::dropout;
+use crate::runtime::masked::{Channels, apply_norm, scale};
 use crate::runtime::{Batch, Encoder, RunAttention, RunFeedForward, RunLayer};
 use rayon::prelude::*;
 
 /// What training does to the forward pass.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Plan<'a> {
-    /// Multipliers of heads and units.
+    /// Multipliers of heads, units, blocks and hidden dimensions.
     pub masks: Option<&'a Masks>,
     /// Whether the way back sums gradients of the masks (all 1 where there are none).
     pub mask_gradients: bool,
@@ -82,10 +83,12 @@ pub struct Tape {
     /// Number of the group's first text and token in the whole batch.
     pub first_text: usize,
     pub first_token: usize,
-    /// `[tokens, embedding]`: what the LayerNorm of the embeddings sees.
+    /// `[tokens, embedding]`: the sum of the embeddings, without masks.
     pub embedding_sum: Vec<f32>,
     /// `[tokens, embedding]`: what ELECTRA's projection multiplies.
     pub embedding_norm: Option<Vec<f32>>,
+    /// `[tokens, hidden]`: what it gives out without masks, where there are any.
+    pub projected: Option<Vec<f32>>,
     /// With respect to the projection's output, once the way back has been gone.
     pub embedding_grad: Vec<f32>,
     pub layers: Vec<LayerTape>,
@@ -109,6 +112,9 @@ pub struct AttentionTape {
     pub context: Vec<f32>,
     /// As `context` without masks, where there are any.
     pub unmasked: Option<Vec<f32>>,
+    /// `[tokens, hidden]`: the block's output without the masks of blocks and hidden dimensions, where there
+    /// are any.
+    pub out: Option<Vec<f32>>,
     /// `[tokens, hidden]`: what the LayerNorm sees.
     pub sum: Vec<f32>,
 }
@@ -122,6 +128,7 @@ pub struct FeedForwardTape {
     /// `[tokens, ffn]`: behind it, masks applied.
     pub units: Vec<f32>,
     pub unmasked: Option<Vec<f32>>,
+    pub out: Option<Vec<f32>>,
     /// `[tokens, hidden]`: what the LayerNorm sees.
     pub sum: Vec<f32>,
 }
@@ -171,25 +178,33 @@ fn group(
     let batch = whole.part(texts.start, texts.end);
     let first = (texts.start, whole.starts[texts.start]);
     let embedding_sum = encoder.embedding_sum(&batch)?;
+    let channels = Channels::of(plan.masks);
+    let channels = channels.as_ref();
+    // A projection stands between the tables and the residual stream: the mask is behind it.
+    let of_tables = channels.filter(|_| encoder.project.is_none());
     let mut x = embedding_sum.clone();
-    encoder.norm.apply(&mut x);
+    scale(&mut x, 1.0, of_tables);
+    apply_norm(&encoder.norm, of_tables, &mut x);
     let width = encoder.norm.weight.len();
     plan.dropout.rows(&mut x, (0, DropSite::Embeddings), first.1, width);
-    let mut embedding_norm = None;
+    let (mut embedding_norm, mut projected) = (None, None);
     if let Some(project) = &encoder.project {
-        let projected = project.forward(&x);
-        embedding_norm = Some(std::mem::replace(&mut x, projected));
+        let y = project.forward(&x);
+        embedding_norm = Some(std::mem::replace(&mut x, y));
+        projected = channels.map(|_| x.clone());
+        scale(&mut x, 1.0, channels);
     }
     let mut layers = Vec::with_capacity(path.len());
     for (l, layer) in path.iter().enumerate() {
         let mut tape = LayerTape { x, attention: None, ffn: None };
         let mut out = None;
-        if let Some(attention) = &layer.attention {
+        let open = |of: fn(&Masks) -> &Vec<f32>| plan.masks.is_none_or(|m| of(m)[l] != 0.0);
+        if let Some(attention) = layer.attention.as_ref().filter(|_| open(|m| &m.attention)) {
             let (kept, y) = attend(encoder, attention, &tape.x, &batch, first, l, plan);
             tape.attention = Some(kept);
             out = Some(y);
         }
-        if let Some(ffn) = &layer.ffn {
+        if let Some(ffn) = layer.ffn.as_ref().filter(|_| open(|m| &m.ffn)) {
             let x = out.take().unwrap_or_else(|| tape.x.clone());
             let (kept, y) = feed_forward(ffn, x, first.1, l, plan);
             tape.ffn = Some(kept);
@@ -210,6 +225,7 @@ fn group(
         first_token: first.1,
         embedding_sum,
         embedding_norm,
+        projected,
         embedding_grad: Vec::new(),
         layers,
         last: x,
@@ -236,12 +252,15 @@ fn attend(
         multiply(&mut context, &masks.heads[layer], attention.head_dim);
     }
     let mut sum = attention.output.forward_rows(&context, batch.tokens());
+    let out = plan.masks.map(|_| sum.clone());
+    let channels = Channels::of(plan.masks);
+    scale(&mut sum, plan.masks.map_or(1.0, |m| m.attention[layer]), channels.as_ref());
     let hidden = attention.output.out;
     plan.dropout.rows(&mut sum, (layer, DropSite::AttentionOutput), first_token, hidden);
     sum.iter_mut().zip(x).for_each(|(s, x)| *s += x);
     let mut y = sum.clone();
-    attention.norm.apply(&mut y);
-    (AttentionTape { qkv: state.qkv, context, unmasked, sum }, y)
+    apply_norm(&attention.norm, channels.as_ref(), &mut y);
+    (AttentionTape { qkv: state.qkv, context, unmasked, out, sum }, y)
 }
 
 fn feed_forward(
@@ -261,11 +280,14 @@ fn feed_forward(
     }
     let hidden = ffn.down.out;
     let mut sum = ffn.down.forward_rows(&units, x.len() / hidden);
+    let out = plan.masks.map(|_| sum.clone());
+    let channels = Channels::of(plan.masks);
+    scale(&mut sum, plan.masks.map_or(1.0, |m| m.ffn[layer]), channels.as_ref());
     plan.dropout.rows(&mut sum, (layer, DropSite::Down), first_token, hidden);
     sum.iter_mut().zip(&x).for_each(|(s, x)| *s += x);
     let mut y = sum.clone();
-    ffn.norm.apply(&mut y);
-    (FeedForwardTape { x, inner, units, unmasked, sum }, y)
+    apply_norm(&ffn.norm, channels.as_ref(), &mut y);
+    (FeedForwardTape { x, inner, units, unmasked, out, sum }, y)
 }
 
 /// Multiplies blocks of `dim` columns of `x` by the numbers of `mask`.
@@ -288,7 +310,7 @@ pub fn hidden(tapes: &[Tape], index: usize) -> Vec<f32> {
 }
 
 /// Query, key and value of `layer` of the whole batch, `[tokens, 3 · heads · head_dim]`; `None` where
-/// the attention is gone.
+/// the attention is gone, or its mask closed.
 pub fn qkv(tapes: &[Tape], layer: usize) -> Option<Vec<f32>> {
     let mut all = Vec::new();
     for tape in tapes {

@@ -138,12 +138,17 @@ impl<'m> Trainer<'m> {
         }
         let mut signal = verdict.signal;
         let last = tape::hidden(&tapes, path.layers.len());
+        let mut of_mask = Vec::new();
         if let Some((head, grad)) = &verdict.head {
-            let grad = head::backward(encoder, Some(grads), &batch, &last, head, grad);
-            signal.add_hidden(path.layers.len(), grad, 1.0);
+            let back = head::backward(encoder, Some(grads), &batch, &last, head, grad);
+            signal.add_hidden(path.layers.len(), back.last, 1.0);
+            of_mask = back.hidden;
         }
-        let backs = backward::backward(encoder, &path.layers, &mut tapes, &signal, &plan);
+        let mut backs = backward::backward(encoder, &path.layers, &mut tapes, &signal, &plan);
         weights::add(encoder, grads, &tapes, &backs, &path.own);
+        if let Some(first) = backs.first_mut() {
+            first.hidden.iter_mut().zip(of_mask).for_each(|(h, g)| *h += g);
+        }
         let mut own = verdict.own;
         if let Some(masks) = &masks {
             own.extend(objective.mask_gradients(masks, &backs, at));

@@ -108,15 +108,20 @@ fn tasks<'a>(grad: &'a mut Dense, site: Site, all: &mut Vec<Task<'a>>) {
 /// model's.
 pub fn add(encoder: &Encoder, grads: &mut Encoder, tapes: &[Tape], backs: &[Back], own: &[bool]) {
     let mut all = Vec::new();
+    // A block that its mask left out has no gradient.
+    let ran = |l: usize| {
+        tapes.first().map(|t| (t.layers[l].attention.is_some(), t.layers[l].ffn.is_some()))
+    };
     for (l, layer) in grads.layers.iter_mut().enumerate().filter(|(l, _)| own[*l]) {
-        if let Some(a) = &mut layer.attention {
+        let (attended, fed) = ran(l).unwrap_or_default();
+        if let Some(a) = layer.attention.as_mut().filter(|_| attended) {
             for (i, linear) in [&mut a.query, &mut a.key, &mut a.value].into_iter().enumerate() {
                 tasks(linear, Site::Qkv(l, i), &mut all);
             }
             tasks(&mut a.output, Site::AttentionOutput(l), &mut all);
             norms(&mut a.norm, backs.iter().map(|b| &b.norms[l][0]));
         }
-        if let Some(f) = &mut layer.ffn {
+        if let Some(f) = layer.ffn.as_mut().filter(|_| fed) {
             tasks(&mut f.up, Site::Up(l), &mut all);
             tasks(&mut f.down, Site::Down(l), &mut all);
             norms(&mut f.norm, backs.iter().map(|b| &b.norms[l][1]));

@@ -1,4 +1,4 @@
-//! What pruning in training will need: masks at a rate of their own, multipliers by ascent.
+//! Gradients of all masks, masks at a rate of their own, multipliers by ascent.
 
 use super::*;
 use crate::train::backward::Back;
@@ -105,4 +105,98 @@ fn masks_and_multipliers_move_at_their_own_rates() {
     let sum: f32 = values.iter().sum();
     let moved = objective.multiplier[0];
     assert!((moved - 0.02 * sum.signum()).abs() < 1e-5, "up the constraint: {moved}");
+}
+
+/// Every mask of a model, in one order.
+fn all_mut(masks: &mut Masks) -> Vec<&mut f32> {
+    let Masks { heads, units, attention, ffn, hidden } = masks;
+    heads.iter_mut().chain(units).chain([attention, ffn, hidden]).flatten().collect()
+}
+
+/// The loss along directions on the answer and on every hidden state, and its gradient by every mask in the
+/// order of [`all_mut`].
+fn along(
+    encoder: &Encoder,
+    batch: &Batch,
+    (values, states): (&[f32], &[Vec<f32>]),
+    masks: &Masks,
+) -> (f64, Vec<f32>) {
+    let picked = [0, 3, 7];
+    let path: Vec<_> = encoder.layers.iter().collect();
+    let dropout = tape::Dropout { hidden: 0.1, attention: 0.2, key: 9 };
+    let plan = Plan { masks: Some(masks), mask_gradients: true, dropout, ..Plan::default() };
+    let mut tapes = tape::forward(encoder, &path, batch, &plan).expect("runs");
+    let last = tape::hidden(&tapes, path.len());
+    let head = head::forward(encoder, batch, &last, &picked, Some(masks), dropout);
+    let values = &values[..head.values.len()];
+    let mut loss = dot(&head.values, values);
+    let mut signal = Signal::new(path.len());
+    let back = head::backward(encoder, None, batch, &last, &head, values);
+    signal.add_hidden(path.len(), back.last, 1.0);
+    for (l, direction) in states.iter().enumerate() {
+        loss += dot(&tape::hidden(&tapes, l), direction);
+        signal.add_hidden(l, direction.clone(), 1.0);
+    }
+    let backs = backward::backward(encoder, &path, &mut tapes, &signal, &plan);
+    let mut sums = masks.clone();
+    all_mut(&mut sums).into_iter().for_each(|m| *m = 0.0);
+    sums.hidden = back.hidden;
+    for back in &backs {
+        let add = |sum: &mut [f32], rows: &[f32]| {
+            for row in rows.chunks_exact(sum.len().max(1)) {
+                sum.iter_mut().zip(row).for_each(|(s, g)| *s += g);
+            }
+        };
+        for l in 0..path.len() {
+            add(&mut sums.heads[l], &back.heads[l]);
+            add(&mut sums.units[l], &back.units[l]);
+        }
+        add(&mut sums.attention, &back.attention);
+        add(&mut sums.ffn, &back.ffn);
+        add(&mut sums.hidden, &back.hidden);
+    }
+    (loss, all_mut(&mut sums).into_iter().map(|m| *m).collect())
+}
+
+#[test]
+fn gradients_of_all_masks_are_their_differences() {
+    for (i, (family, task)) in every().enumerate() {
+        let mut model = uneven(family, task, 150);
+        if task == Task::Embedding {
+            // Max pooling bends at every tie.
+            model.head = Head::Embedding { pool: PoolMode::Mean, normalize: true };
+        }
+        let encoder = Encoder::new(&model).expect("a model that runs");
+        let batch = batch(151, &[18, 18, 18, 18, 18, 5]);
+        let mut masks = Masks::ones(&model);
+        let numbers = gaussian(1000, 152 + i as u64);
+        let cells = all_mut(&mut masks).into_iter().zip(numbers);
+        cells.for_each(|(m, n)| *m = (0.7 + 0.2 * n).max(0.1));
+        masks.heads[0][1] = 0.0;
+        masks.units[0][2] = 0.0;
+        masks.hidden[5] = 0.0;
+        masks.hidden[9] = 0.0;
+        masks.ffn[1] = 0.0;
+        let values = gaussian(10_000, 153);
+        let states: Vec<Vec<f32>> =
+            (0..4).map(|l| gaussian(batch.tokens() * HIDDEN, 154 + l)).collect();
+        let directions = (values.as_slice(), states.as_slice());
+        let (_, found) = along(&encoder, &batch, directions, &masks);
+        let largest = found.iter().fold(0.0f32, |a, g| a.max(g.abs()));
+        for at in (i % 3..found.len()).step_by(3) {
+            // What is closed stays closed: the function jumps there.
+            if *all_mut(&mut masks)[at] == 0.0 {
+                continue;
+            }
+            let loss = |step: f32| {
+                let mut moved = masks.clone();
+                *all_mut(&mut moved)[at] += step;
+                along(&encoder, &batch, directions, &moved).0
+            };
+            let expected = (loss(2e-3) - loss(-2e-3)) / 4e-3;
+            let off = (found[at] as f64 - expected).abs();
+            let allowed = 0.02 * expected.abs() + 0.003 * largest as f64;
+            assert!(off < allowed, "{family} {task:?}, mask {at}: {}, {expected}", found[at]);
+        }
+    }
 }

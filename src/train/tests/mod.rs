@@ -209,13 +209,13 @@ fn leaf_gradients<'m>(
     let path: Vec<_> = encoder.layers.iter().collect();
     let mut tapes = tape::forward(encoder, &path, batch, plan).expect("ids in range");
     let last = tape::hidden(&tapes, path.len());
-    let head = head::forward(encoder, batch, &last, picked, plan.dropout);
+    let head = head::forward(encoder, batch, &last, picked, plan.masks, plan.dropout);
     let mut loss = dot(&head.values, &directions.values);
     let mut grads = encoder.clone();
     grads.leaves_mut().into_iter().for_each(|leaf| leaf.to_mut().fill(0.0));
     let mut signal = Signal::new(path.len());
     let values = &directions.values;
-    let grad = head::backward(encoder, Some(&mut grads), batch, &last, &head, values);
+    let grad = head::backward(encoder, Some(&mut grads), batch, &last, &head, values).last;
     signal.add_hidden(path.len(), grad, 1.0);
     for (l, direction) in directions.hidden.iter().enumerate() {
         loss += 0.5 * dot(&tape::hidden(&tapes, l), direction);
@@ -247,11 +247,13 @@ fn gradients_of_every_weight_are_its_differences() {
         let mut masks = Masks::ones(&model);
         let numbers = gaussian(500, 40);
         let all = masks.heads.iter_mut().chain(&mut masks.units).flatten();
-        all.zip(numbers).for_each(|(m, n)| *m += 0.2 * n);
+        let blocks = masks.attention.iter_mut().chain(&mut masks.ffn).chain(&mut masks.hidden);
+        all.chain(blocks).zip(numbers).for_each(|(m, n)| *m += 0.2 * n);
+        masks.hidden[5] = 0.0;
         let plan = Plan { masks: Some(&masks), dropout, ..Plan::default() };
         let tokens = batch.tokens();
         let last = vec![0.5; tokens * HIDDEN];
-        let width = head::forward(&encoder, &batch, &last, &picked, dropout).values.len();
+        let width = head::forward(&encoder, &batch, &last, &picked, None, dropout).values.len();
         let directions = Directions {
             values: gaussian(width, 41),
             hidden: (0..4).map(|l| gaussian(tokens * HIDDEN, 42 + l)).collect(),
