@@ -1,20 +1,22 @@
 #![doc = include_str!("README.md")]
 
-mod objective;
+mod replacing;
 #[cfg(test)]
 mod tests;
 
 use crate::data::Dataset;
-use crate::model::{Linear, Model, Part, Weight};
+use crate::model::{Linear, Model, Part, Task, Weight};
 use crate::pass::{Context, Entry, Pass, Work};
 use crate::report::{Change, Training};
+use crate::train::distillation::{Distillation, Terms};
 use crate::train::fit::{Settings, fit};
 use crate::train::losses::Matching;
+use crate::train::objective::Objective;
 use crate::train::sampling::{Order, split};
 use crate::train::schedule::Schedule;
 use crate::train::trainer::Trainer;
 use crate::{Error, Result};
-use objective::Distillation;
+use replacing::Replacing;
 use serde::{Deserialize, Serialize};
 
 pub const ENTRY: Entry = Entry::new::<Distill>(
@@ -143,6 +145,30 @@ fn packed(model: &Model) -> bool {
     linears.any(|(_, linear)| matches!(linear.weight, Weight::Binary(_)))
 }
 
+impl Distill {
+    fn terms(&self) -> Terms {
+        let terms = Terms {
+            temperature: self.temperature,
+            prediction: self.prediction,
+            hidden: self.hidden,
+            matching: self.matching,
+            embedding: self.embedding,
+            relations: self.relations,
+            attention: self.attention,
+            task: self.task,
+            sinkhorn: self.sinkhorn,
+            similarity: self.similarity,
+        };
+        match self.method {
+            Method::Kd => terms,
+            // Where the teacher's layers stand in, states are partly its own.
+            Method::Theseus => {
+                Terms { hidden: 0.0, embedding: 0.0, relations: 0.0, attention: 0.0, ..terms }
+            }
+        }
+    }
+}
+
 impl Pass for Distill {
     fn check(&self) -> Result<()> {
         let fail = |option, found: String, expected: &str| {
@@ -236,8 +262,18 @@ impl Pass for Distill {
                 advice: "give a file with more texts",
             });
         }
+        let config = &cx.teacher.config;
+        let classes = config.task == Task::SequenceClassification && !config.regression;
+        if self.sinkhorn > 0.0 && !classes {
+            return Err(Error::Mismatch {
+                found: format!("distill(sinkhorn={}) on {}", self.sinkhorn, config.task.name()),
+                expected: "the Sinkhorn distance compares classes of whole texts".into(),
+                advice: "leave sinkhorn at 0 for this model",
+            });
+        }
         let before = model.clone();
-        let mut objective = Distillation::new(self, cx.teacher, &before, data, &held, cx.seed)?;
+        let mut distillation =
+            Distillation::new(self.terms(), cx.teacher, &before, data, &held, cx.seed)?;
         let mut trainer = Trainer::new(&before, |part| match part {
             Part::Words | Part::Embeddings => self.embeddings,
             Part::Layer(_) => true,
@@ -274,18 +310,26 @@ impl Pass for Distill {
             patience: self.patience,
             seed: cx.seed,
         };
-        objective.steps = steps;
         let texts: Vec<_> = train.iter().map(|&row| data.texts[row].clone()).collect();
-        objective.rows = train;
+        distillation.rows = train;
+        let labels = distillation.labels();
+        let (method, mut objective): (_, Box<dyn Objective>) = match self.method {
+            Method::Kd => ("distillation", Box::new(distillation)),
+            Method::Theseus => {
+                let (from, until) = (self.replace, self.replaced_at * steps as f64);
+                let replacing = Replacing { distillation, from, until, seed: cx.seed };
+                ("module replacing", Box::new(replacing))
+            }
+        };
         let progress = ("distill", cx.progress);
         let history =
-            fit(&mut trainer, &mut objective, &texts, &order, &settings, cx.state, progress)?;
+            fit(&mut trainer, &mut *objective, &texts, &order, &settings, cx.state, progress)?;
         let training = Training {
-            method: objective.describe(),
+            method: method.into(),
             data: data.source.clone(),
             texts: texts.len(),
             held_out: held.len(),
-            labels: objective.labels(),
+            labels,
             params: trainer.trained_params(),
             batch: self.batch.min(texts.len()) * self.accumulate,
             ..Training::default()

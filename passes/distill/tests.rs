@@ -100,8 +100,8 @@ fn every_trained_tensor_gets_a_gradient() {
             ..Distill::default()
         };
         let rows: Vec<usize> = (0..8).collect();
-        let mut objective =
-            Distillation::new(&options, &teacher, &student, &data, &[], 1).expect("a teacher");
+        let mut objective = Distillation::new(options.terms(), &teacher, &student, &data, &[], 1)
+            .expect("a teacher");
         objective.rows = rows.clone();
         let mut trainer = Trainer::new(&student, |_| true).expect("a model that trains");
         let mut batch = crate::runtime::Batch::default();
@@ -244,17 +244,24 @@ fn theseus() -> Distill {
     Distill { method: Method::Theseus, ..short() }
 }
 
+fn replacing<'a>(
+    (from, until): (f64, f64),
+    (teacher, student): (&'a Model, &Model),
+    data: &'a Dataset,
+) -> Replacing<'a> {
+    let terms = theseus().terms();
+    let distillation = Distillation::new(terms, teacher, student, data, &[], 1).expect("a teacher");
+    Replacing { distillation, from, until, seed: 1 }
+}
+
 /// Distillation notes, §11, 4, in shares of a run: b = 0.3, k = 6e-4 is 1 at step 1,167.
 #[test]
 fn replacement_rises_along_a_line() {
     let teacher = tiny("bert", Task::Bare, 103);
     let data = dataset(Task::Bare, 16, false);
-    let options = Distill { replace: 0.3, replaced_at: 0.5, ..theseus() };
-    let mut objective =
-        Distillation::new(&options, &teacher, &teacher, &data, &[], 1).expect("a teacher");
-    objective.steps = 2 * 7000 / 6; // k = 0.7 / (steps / 2) = 6e-4
+    let objective = replacing((0.3, 7000.0 / 6.0), (&teacher, &teacher), &data); // k = 0.7 / until = 6e-4
     for (update, expected) in [(0, 0.3), (500, 0.6), (1000, 0.9), (1166, 0.9996), (1167, 1.0)] {
-        let found = objective.replacement(update);
+        let found = objective.share(update);
         assert!((found - expected).abs() < 2e-4, "{update}: {found}");
     }
 }
@@ -266,11 +273,8 @@ fn all_layers_replaced_is_the_student_and_none_is_the_teacher() {
     let data = dataset(Task::SequenceClassification, 16, false);
     let run = Encoder::new(&student).expect("a model that runs");
     let texts = batch(105, &[5, 3]);
-    for (replace, at, expected) in [(1.0, 0.0, &student), (0.0, 1.0, &teacher)] {
-        let options = Distill { replace, replaced_at: at, ..theseus() };
-        let mut objective =
-            Distillation::new(&options, &teacher, &student, &data, &[], 1).expect("a teacher");
-        objective.steps = 1_000_000;
+    for (from, until, expected) in [(1.0, 0.0, &student), (0.0, 1e6, &teacher)] {
+        let objective = replacing((from, until), (&teacher, &student), &data);
         let path = objective.path(&run, Moment::default());
         let tapes = tape::forward(&run, &path.layers, &texts, &Plan::default()).expect("runs");
         let last = tape::hidden(&tapes, LAYERS);
@@ -283,10 +287,7 @@ fn all_layers_replaced_is_the_student_and_none_is_the_teacher() {
 fn layers_are_drawn_one_by_one_at_the_rate_of_the_schedule() {
     let teacher = tiny("bert", Task::Bare, 106);
     let data = dataset(Task::Bare, 16, false);
-    let options = Distill { replace: 0.5, replaced_at: 1.0, ..theseus() };
-    let mut objective =
-        Distillation::new(&options, &teacher, &teacher, &data, &[], 1).expect("a teacher");
-    objective.steps = 1_000_000_000;
+    let objective = replacing((0.5, 1e9), (&teacher, &teacher), &data);
     let run = Encoder::new(&teacher).expect("a model that runs");
     let own = |update| objective.path(&run, Moment { update, part: 0 }).own;
     let replaced: usize = (0..10_000).map(|u| own(u).iter().filter(|o| **o).count()).sum();

@@ -1,34 +1,57 @@
-//! What the student is trained for: the teacher's answers and states.
+//! Training a student towards its teacher's answers and states.
 
-use super::{Distill, Method};
+use super::backward::Signal;
+use super::head::{self, HeadTape};
+use super::losses::{self, Loss, Matching, Projection, Sinkhorn};
+use super::objective::{Group, Moment, Objective, Path, Rate, Seen, Verdict};
+use super::tape::{self, Dropout, Plan, Tape};
+use super::task;
 use crate::data::batches::bucket;
 use crate::data::masking::Masker;
 use crate::data::{Dataset, Targets};
+use crate::model::slice::Masks;
 use crate::model::{Config, Model, Task};
 use crate::runtime::{Batch, Encoder, NoObserver};
-use crate::train::backward::Signal;
-use crate::train::head::{self, HeadTape};
-use crate::train::losses::{self, Loss, Matching, Projection, Sinkhorn};
-use crate::train::objective::{Group, Moment, Objective, Path, Rate, Seen, Verdict};
-use crate::train::tape::{self, Dropout, Plan, Tape};
-use crate::train::task;
 use crate::{Error, Result};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
 use std::borrow::Cow;
 
 /// Temperature of similarities within a batch (distillation notes, §10).
 const SIMILARITY_TEMPERATURE: f32 = 0.05;
 
+/// Of what the loss is made: the weight of each part, 0 for none.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// Of the predictions, where they are classes.
+    pub temperature: f64,
+    /// Distance between predictions: divergence of classes, squared error of scores, cosine distance of
+    /// embeddings.
+    pub prediction: f64,
+    /// Distance between hidden states.
+    pub hidden: f64,
+    /// Which hidden states are compared.
+    pub matching: Matching,
+    /// Distance between embeddings of the tokens.
+    pub embedding: f64,
+    /// Divergence between the relations of queries, keys and values in the last layer.
+    pub relations: f64,
+    /// Distance between attention scores of matched layers.
+    pub attention: f64,
+    /// The task's own loss, where there are labels.
+    pub task: f64,
+    /// Sinkhorn distance between the batch's predictions; for classes of whole texts alone.
+    pub sinkhorn: f64,
+    /// Divergence between similarities within the batch (sentence embeddings).
+    pub similarity: f64,
+}
+
 /// See the module.
+#[derive(Debug)]
 pub struct Distillation<'a> {
-    options: &'a Distill,
-    teacher: Encoder<'a>,
+    terms: Terms,
+    pub teacher: Encoder<'a>,
     targets: Option<&'a Targets>,
     /// Rows of the data that batches are numbered by.
     pub rows: Vec<usize>,
-    /// Updates of the run.
-    pub steps: usize,
     seed: u64,
     /// How tokens are hidden from a masked-LM model.
     masker: Option<&'a Masker>,
@@ -38,6 +61,7 @@ pub struct Distillation<'a> {
 }
 
 /// Held-out texts, by rows of the data.
+#[derive(Debug)]
 struct Held {
     batch: Batch,
     /// The hidden tokens, for a masked-LM model.
@@ -58,8 +82,12 @@ const STATES: Plan = Plan {
 const JUDGED_TOKENS: usize = 1024;
 
 impl<'a> Distillation<'a> {
+    /// The training of `student` towards `teacher` on `data`, judged on its rows `held`.
+    ///
+    /// # Errors
+    /// For a masked-LM model without a token to hide words by; what running the teacher refuses.
     pub fn new(
-        options: &'a Distill,
+        terms: Terms,
         teacher: &'a Model,
         student: &Model,
         data: &'a Dataset,
@@ -67,25 +95,15 @@ impl<'a> Distillation<'a> {
         seed: u64,
     ) -> Result<Distillation<'a>> {
         let mut distillation = Distillation {
-            options,
             teacher: Encoder::new(teacher)?,
-            targets: data.targets.as_ref().filter(|_| options.task > 0.0),
+            targets: data.targets.as_ref().filter(|_| terms.task > 0.0),
+            terms,
             rows: Vec::new(),
-            steps: 0,
             seed,
             masker: None,
             held: Vec::new(),
             projection: None,
         };
-        let task = teacher.config.task;
-        let classes = task == Task::SequenceClassification && !teacher.config.regression;
-        if options.sinkhorn > 0.0 && !classes {
-            return Err(Error::Mismatch {
-                found: format!("distill(sinkhorn={}) on {}", options.sinkhorn, task.name()),
-                expected: "the Sinkhorn distance compares classes of whole texts".into(),
-                advice: "leave sinkhorn at 0 for this model",
-            });
-        }
         let (wide, narrow) = (teacher.config.hidden, student.config.hidden);
         if wide != narrow {
             distillation.projection = Some(Projection::new(wide, narrow));
@@ -117,14 +135,6 @@ impl<'a> Distillation<'a> {
         Ok(distillation)
     }
 
-    /// In a few words.
-    pub fn describe(&self) -> String {
-        match self.options.method {
-            Method::Kd => "distillation".into(),
-            Method::Theseus => "module replacing".into(),
-        }
-    }
-
     /// Whether labels are used.
     pub fn labels(&self) -> bool {
         self.targets.is_some()
@@ -145,7 +155,7 @@ impl<'a> Distillation<'a> {
 
     /// How far the student's answer is from the teacher's.
     fn predictions(&self, student: &[f32], teacher: &[f32], width: usize, batch: &Batch) -> Loss {
-        let temperature = self.options.temperature as f32;
+        let temperature = self.terms.temperature as f32;
         match self.config().task {
             Task::SequenceClassification if self.config().regression => {
                 losses::squares(student, teacher)
@@ -166,8 +176,8 @@ impl<'a> Distillation<'a> {
 
     /// Losses that look at states, each with its weight.
     fn states(&self, seen: &Seen, teacher: &[Tape], sum: &mut Sum) {
-        let options = self.options;
-        if [options.hidden, options.embedding, options.attention, options.relations] == [0.0; 4] {
+        let terms = &self.terms;
+        if [terms.hidden, terms.embedding, terms.attention, terms.relations] == [0.0; 4] {
             return;
         }
         let depths = (self.teacher.layers.len(), seen.encoder.layers.len());
@@ -175,7 +185,7 @@ impl<'a> Distillation<'a> {
         let widths = (seen.encoder.model.config.hidden, self.config().hidden);
         // Where layers can be told apart by their places, all are compared (TinyBERT, §3); where a match
         // is searched for, as many as CoFi does.
-        let watched = match options.matching {
+        let watched = match terms.matching {
             Matching::Uniform => (1..=depths.0).collect(),
             Matching::Dynamic | Matching::Ordered => losses::watched_layers(depths.0),
         };
@@ -186,15 +196,15 @@ impl<'a> Distillation<'a> {
             losses::hidden(&student, &teacher, widths.0, widths.1, self.projection.as_ref())
         };
         let pairs = losses::matched_layers(
-            options.matching,
+            terms.matching,
             &watched,
             &alive,
             |t, s| compare(t, s).value,
             depths.0,
             depths.1,
         );
-        if options.hidden > 0.0 {
-            let weight = options.hidden / pairs.len().max(1) as f64;
+        if terms.hidden > 0.0 {
+            let weight = terms.hidden / pairs.len().max(1) as f64;
             for &(t, s) in &pairs {
                 let loss = compare(t, s);
                 sum.add("hidden", weight, loss.value);
@@ -202,11 +212,11 @@ impl<'a> Distillation<'a> {
                 sum.project(loss.projection, weight as f32);
             }
         }
-        if options.embedding > 0.0 {
+        if terms.embedding > 0.0 {
             let loss = compare(0, 0);
-            sum.add("embedding", options.embedding, loss.value);
-            sum.signal.add_hidden(0, loss.grad, options.embedding as f32);
-            sum.project(loss.projection, options.embedding as f32);
+            sum.add("embedding", terms.embedding, loss.value);
+            sum.signal.add_hidden(0, loss.grad, terms.embedding as f32);
+            sum.project(loss.projection, terms.embedding as f32);
         }
         let starts = &seen.batch.starts;
         let attention =
@@ -221,8 +231,8 @@ impl<'a> Distillation<'a> {
             })
             .collect();
         let qkv = |t: usize, s: usize| tape::qkv(teacher, t).zip(tape::qkv(seen.tapes, s));
-        if options.attention > 0.0 {
-            let weight = options.attention / both.len().max(1) as f64;
+        if terms.attention > 0.0 {
+            let weight = terms.attention / both.len().max(1) as f64;
             for &(t, s) in &both {
                 let Some((of_teacher, of_student)) = qkv(t, s) else { continue };
                 let loss = losses::scores(
@@ -239,25 +249,43 @@ impl<'a> Distillation<'a> {
         }
         // Of the last layer that has any (MiniLMv2: one layer is enough).
         let last = both.iter().max_by_key(|(_, s)| *s).and_then(|&(t, s)| Some((qkv(t, s)?, s)));
-        if let (true, Some(((of_teacher, of_student), s))) = (options.relations > 0.0, last) {
+        if let (true, Some(((of_teacher, of_student), s))) = (terms.relations > 0.0, last) {
             let tokens = seen.batch.tokens();
             let width = |qkv: &[f32]| qkv.len() / (3 * tokens);
             let (student, teacher) = (width(&of_student), width(&of_teacher));
             let heads = losses::relation_heads(student, teacher, self.config().heads);
             let loss = losses::relations(&of_student, student, &of_teacher, teacher, heads, starts);
-            sum.add("relations", options.relations, loss.value);
-            sum.signal.add_qkv(s, loss.grad, options.relations as f32);
+            sum.add("relations", terms.relations, loss.value);
+            sum.signal.add_qkv(s, loss.grad, terms.relations as f32);
         }
     }
 
-    /// Share of layers that are the compressed ones before update `update` (Xu et al. 2020, §3.3: linear).
-    pub fn replacement(&self, update: u32) -> f64 {
-        let rising = self.options.replaced_at * self.steps as f64;
-        let from = self.options.replace;
-        match update as f64 >= rising {
-            true => 1.0,
-            false => from + (1.0 - from) * update as f64 / rising,
+    /// The mean distance between both models' answers to the held-out texts, the student's through `masks`;
+    /// `None` without such texts.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`].
+    pub fn judge_with(&self, encoder: &Encoder, masks: Option<&Masks>) -> Result<Option<f64>> {
+        let (mut sum, mut texts) = (0.0, 0);
+        for Held { batch, picked, teacher } in &self.held {
+            let says = |encoder: &Encoder, masks: Option<&Masks>| -> Result<HeadTape> {
+                let last = encoder.hidden(batch, masks, &mut NoObserver)?;
+                Ok(head::forward(encoder, batch, &last, picked, None, Dropout::default()))
+            };
+            let asked;
+            let teacher = match teacher {
+                Some(teacher) => teacher,
+                None => {
+                    asked = says(&self.teacher, None)?;
+                    &asked.values
+                }
+            };
+            let student = says(encoder, masks)?;
+            let loss = self.predictions(&student.values, teacher, student.width, batch);
+            sum += loss.value * batch.texts() as f64;
+            texts += batch.texts();
         }
+        Ok((texts > 0).then(|| sum / texts as f64))
     }
 }
 
@@ -304,25 +332,8 @@ impl Objective for Distillation<'_> {
         (Cow::Owned(hidden), asked)
     }
 
-    fn path<'a>(&'a self, encoder: &'a Encoder<'a>, at: Moment) -> Path<'a> {
-        let mut path = Path::of(encoder);
-        if self.options.method == Method::Theseus {
-            let share = self.replacement(at.update);
-            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
-            rng.set_stream((at.update as u64) << 20 | at.part as u64);
-            for (l, layer) in path.layers.iter_mut().enumerate() {
-                let drawn = (rng.next_u32() >> 8) as f64 / (1u32 << 24) as f64;
-                if drawn >= share {
-                    *layer = &self.teacher.layers[l];
-                    path.own[l] = false;
-                }
-            }
-        }
-        path
-    }
-
     fn loss(&self, seen: &Seen) -> Result<Verdict> {
-        let options = self.options;
+        let terms = &self.terms;
         let depth = seen.encoder.layers.len();
         let picked = task::places(seen.targets);
         let last = tape::hidden(seen.tapes, depth);
@@ -335,30 +346,27 @@ impl Objective for Distillation<'_> {
         };
         if let Some(targets) = self.targets {
             let batch = task::renumbered(seen.batch.clone(), &self.rows);
-            sum.answer("task", options.task, &task::loss(&student, &batch, targets));
-        } else if !picked.is_empty() && options.task > 0.0 {
-            sum.answer("task", options.task, &task::masked_loss(&student, seen.targets));
+            sum.answer("task", terms.task, &task::loss(&student, &batch, targets));
+        } else if !picked.is_empty() && terms.task > 0.0 {
+            sum.answer("task", terms.task, &task::masked_loss(&student, seen.targets));
         }
         let (tapes, teacher) = self.ask(seen.batch, &picked)?;
         let (says, width) = (&teacher.values, teacher.width);
-        if options.prediction > 0.0 {
+        if terms.prediction > 0.0 {
             let loss = self.predictions(&student.values, says, width, seen.batch);
-            sum.answer("prediction", options.prediction, &loss);
+            sum.answer("prediction", terms.prediction, &loss);
         }
-        if options.sinkhorn > 0.0 {
+        if terms.sinkhorn > 0.0 {
             let loss = losses::sinkhorn(&student.values, says, width, &Sinkhorn::default());
-            sum.answer("sinkhorn", options.sinkhorn, &loss);
+            sum.answer("sinkhorn", terms.sinkhorn, &loss);
         }
-        if options.similarity > 0.0 && self.config().task == Task::Embedding {
+        if terms.similarity > 0.0 && self.config().task == Task::Embedding {
             let loss = losses::similarities(&student.values, says, width, SIMILARITY_TEMPERATURE);
-            sum.answer("similarity", options.similarity, &loss);
+            sum.answer("similarity", terms.similarity, &loss);
         }
-        // Where the teacher's layers stand in, states are partly its own.
-        if options.method == Method::Kd {
-            self.states(seen, &tapes, &mut sum);
-        }
+        self.states(seen, &tapes, &mut sum);
         if sum.losses.is_empty() && (self.masker.is_none() || !picked.is_empty()) {
-            let unlabelled = options.task > 0.0 && self.targets.is_none();
+            let unlabelled = terms.task > 0.0 && self.targets.is_none();
             let labels = if unlabelled { " without labels" } else { "" };
             return Err(Error::Mismatch {
                 found: format!(
@@ -380,25 +388,6 @@ impl Objective for Distillation<'_> {
     }
 
     fn judge(&self, encoder: &Encoder) -> Result<Option<f64>> {
-        let (mut sum, mut texts) = (0.0, 0);
-        for Held { batch, picked, teacher } in &self.held {
-            let says = |encoder: &Encoder| -> Result<HeadTape> {
-                let last = encoder.hidden(batch, None, &mut NoObserver)?;
-                Ok(head::forward(encoder, batch, &last, picked, None, Dropout::default()))
-            };
-            let asked;
-            let teacher = match teacher {
-                Some(teacher) => teacher,
-                None => {
-                    asked = says(&self.teacher)?;
-                    &asked.values
-                }
-            };
-            let student = says(encoder)?;
-            let loss = self.predictions(&student.values, teacher, student.width, batch);
-            sum += loss.value * batch.texts() as f64;
-            texts += batch.texts();
-        }
-        Ok((texts > 0).then(|| sum / texts as f64))
+        self.judge_with(encoder, None)
     }
 }
