@@ -109,6 +109,9 @@ pub trait Objective: Sync {
         Vec::new()
     }
 
+    /// After every update of the weights and of its own parameters: to bring those back into their range.
+    fn updated(&mut self) {}
+
     /// How good the model is on what it was not trained on: lower is better. `None` when there is nothing
     /// to judge by.
     ///

@@ -242,6 +242,7 @@ impl<'m> Trainer<'m> {
             }
             norm
         };
+        objective.updated();
         self.own_grads.clear();
         self.grads = grads;
         self.forget();

@@ -11,6 +11,8 @@ struct Masked {
     values: Vec<f32>,
     multiplier: Vec<f32>,
     direction: Vec<f32>,
+    /// The most that a mask may be.
+    most: f32,
 }
 
 impl Masked {
@@ -58,6 +60,10 @@ impl Objective for Masked {
         vec![of_masks, vec![self.values.iter().sum()]]
     }
 
+    fn updated(&mut self) {
+        self.values.iter_mut().for_each(|v| *v = v.min(self.most));
+    }
+
     fn judge(&self, _: &Encoder) -> crate::Result<Option<f64>> {
         Ok(None)
     }
@@ -71,7 +77,8 @@ fn masks_and_multipliers_move_at_their_own_rates() {
     let count = masks.heads.iter().chain(&masks.units).map(Vec::len).sum();
     let values: Vec<f32> = gaussian(count, 142).iter().map(|n| 1.0 + 0.2 * n).collect();
     let direction = gaussian(batch.tokens() * HIDDEN, 143);
-    let mut objective = Masked { masks, values: values.clone(), multiplier: vec![0.0], direction };
+    let (values_now, multiplier, most) = (values.clone(), vec![0.0], f32::INFINITY);
+    let mut objective = Masked { masks, values: values_now, multiplier, direction, most };
     let mut trainer = Trainer::new(&model, |_| true).expect("a model that trains");
     let dropout = tape::Dropout::default();
     trainer.gather(&objective, &batch, dropout, Moment::default()).expect("runs");
@@ -198,5 +205,23 @@ fn gradients_of_all_masks_are_their_differences() {
             let allowed = 0.02 * expected.abs() + 0.003 * largest as f64;
             assert!(off < allowed, "{family} {task:?}, mask {at}: {}, {expected}", found[at]);
         }
+
+#[test]
+fn an_objective_brings_its_parameters_back_into_range_after_every_update() {
+    let model = uneven("bert", Task::Bare, 144);
+    let batch = batch(145, &[6, 4]);
+    let masks = Masks::ones(&model);
+    let count = masks.heads.iter().chain(&masks.units).map(Vec::len).sum();
+    let direction = gaussian(batch.tokens() * HIDDEN, 146);
+    let (values, multiplier) = (vec![1.0; count], vec![0.0]);
+    let mut objective = Masked { masks, values, multiplier, direction, most: 1.0 };
+    let mut trainer = Trainer::new(&model, |_| true).expect("a model that trains");
+    for update in 0..3 {
+        let (dropout, at) = (tape::Dropout::default(), Moment { update, part: 0 });
+        trainer.gather(&objective, &batch, dropout, at).expect("runs");
+        trainer.update(&mut objective, 1e-9, 0.0, 0.0).expect("finite");
+        let largest = objective.values.iter().fold(0.0f32, |a, v| a.max(*v));
+        assert_eq!(largest, 1.0, "the step up is undone");
+        assert!(objective.values.iter().any(|v| *v < 1.0), "the step down stays");
     }
 }
