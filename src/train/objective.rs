@@ -40,6 +40,8 @@ pub struct Seen<'a> {
     /// What was asked of a masked-LM head; else empty.
     pub targets: &'a [Option<u32>],
     pub tapes: &'a [Tape],
+    /// Those of [`Objective::masks`], through which the tapes went.
+    pub masks: Option<&'a Masks>,
     /// For the head, which the loss runs.
     pub dropout: Dropout,
     pub at: Moment,

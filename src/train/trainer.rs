@@ -127,10 +127,11 @@ impl<'m> Trainer<'m> {
         let path = objective.path(encoder, at);
         let masks = objective.masks(at);
         let wanted = masks.is_some();
-        let plan =
-            Plan { masks: masks.as_ref(), mask_gradients: wanted, dropout, ..Plan::default() };
+        let masks = masks.as_ref();
+        let plan = Plan { masks, mask_gradients: wanted, dropout, ..Plan::default() };
         let mut tapes = tape::forward(encoder, &path.layers, &batch, &plan)?;
-        let seen = Seen { encoder, batch: &batch, targets: &targets, tapes: &tapes, dropout, at };
+        let (batch, targets) = (&*batch, &targets[..]);
+        let seen = Seen { encoder, batch, targets, tapes: &tapes, masks, dropout, at };
         let verdict = objective.loss(&seen)?;
         let total: f64 = verdict.losses.iter().map(|(_, value)| value).sum();
         if !total.is_finite() {
@@ -143,6 +144,9 @@ impl<'m> Trainer<'m> {
             let back = head::backward(encoder, Some(grads), &batch, &last, head, grad);
             signal.add_hidden(path.layers.len(), back.last, 1.0);
             of_mask = back.hidden;
+
+            let grad = head::backward(encoder, Some(grads), batch, &last, head, grad);
+            signal.add_hidden(path.layers.len(), grad, 1.0);
         }
         let mut backs = backward::backward(encoder, &path.layers, &mut tapes, &signal, &plan);
         weights::add(encoder, grads, &tapes, &backs, &path.own);
@@ -150,7 +154,7 @@ impl<'m> Trainer<'m> {
             first.hidden.iter_mut().zip(of_mask).for_each(|(h, g)| *h += g);
         }
         let mut own = verdict.own;
-        if let Some(masks) = &masks {
+        if let Some(masks) = masks {
             own.extend(objective.mask_gradients(masks, &backs, at));
         }
         assert!(

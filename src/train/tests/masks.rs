@@ -30,6 +30,7 @@ impl Objective for Masked {
     }
 
     fn loss(&self, seen: &Seen) -> crate::Result<Verdict> {
+        assert_eq!(seen.masks.map(|m| &m.units), Some(&self.fill().units));
         let depth = seen.encoder.layers.len();
         let last = tape::hidden(seen.tapes, depth);
         let mut signal = Signal::new(depth);
