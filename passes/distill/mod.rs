@@ -9,7 +9,7 @@ use crate::model::{Linear, Model, Part, Task, Weight};
 use crate::pass::{Context, Entry, Pass, Work};
 use crate::report::{Change, Training};
 use crate::train::distillation::{Distillation, Terms};
-use crate::train::fit::{Settings, fit};
+use crate::train::fit::{Keep, Settings, fit};
 use crate::train::losses::Matching;
 use crate::train::objective::Objective;
 use crate::train::sampling::{Order, split};
@@ -307,6 +307,7 @@ impl Pass for Distill {
                 0 => steps.div_ceil(JUDGEMENTS),
                 every => every,
             },
+            keep: Keep::Best,
             patience: self.patience,
             seed: cx.seed,
         };

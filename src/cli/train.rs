@@ -14,7 +14,7 @@ use compress::eval::tasks::Prepared;
 use compress::model::{Model, Task};
 use compress::pipeline::{self, Finetune, Options};
 use compress::report;
-use compress::train::fit::Settings;
+use compress::train::fit::{Keep, Settings};
 use compress::train::schedule::Schedule;
 use compress::{Error, Result};
 use serde_json::json;
@@ -214,6 +214,7 @@ pub fn main(args: &TrainArgs) -> Result<()> {
             clip: args.clip,
             dropout,
             evaluate: args.evaluate,
+            keep: Keep::Best,
             patience: args.patience,
             seed,
         },

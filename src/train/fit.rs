@@ -30,11 +30,22 @@ pub struct Settings {
     pub clip: f32,
     /// Rates of dropout behind blocks and on attention probabilities.
     pub dropout: f32,
-    /// Updates between two judgements; 0 for none. The best weights that were judged are kept.
+    /// Updates between two judgements; 0 for none.
     pub evaluate: usize,
+    pub keep: Keep,
     /// Judgements without gain before the loop stops early; 0 for never.
     pub patience: usize,
     pub seed: u64,
+}
+
+/// Which weights the loop leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// The best that were judged; the last, where none were.
+    Best,
+    /// The last, for a model that shrinks on its way: judgements are shown and decide nothing, and there is
+    /// no patience.
+    Last,
 }
 
 /// What happened.
@@ -45,7 +56,8 @@ pub struct History {
     /// Tokens that the model was trained on.
     pub tokens: u64,
     pub points: Vec<Point>,
-    /// The update whose weights are kept, and how they were judged; `None` where none were.
+    /// The update whose weights are kept, and how they were judged; `None` where none were judged, and where
+    /// the last are kept.
     pub best: Option<(usize, f64)>,
     /// Judgements since.
     pub waited: usize,
@@ -92,7 +104,7 @@ impl History {
 /// Points of a history without judgements.
 const STRETCHES: usize = 10;
 
-/// Trains on `texts` in `order` and leaves the best weights that were judged in `trainer`, else the last.
+/// Trains on `texts` in `order` and leaves the weights that [`Settings::keep`] names in `trainer`.
 ///
 /// With `state`, an earlier run that was stopped goes on where it stood, and gives the same bytes as one
 /// that was not.
@@ -119,7 +131,7 @@ pub fn fit(
             (0..history.steps).try_for_each(|_| progress.step())?;
         }
         None if settings.evaluate > 0 => {
-            judge(trainer, objective, &mut history, &mut best)?;
+            judge(trainer, objective, settings.keep, &mut history, &mut best)?;
             tell(name, &history, settings.steps, 0.0, progress);
         }
         None => {}
@@ -150,7 +162,7 @@ pub fn fit(
         progress.note(&format!("loss {:.4}, {rate:.0} tokens/s", history.loss()));
         let last = history.steps == settings.steps;
         if settings.evaluate > 0 && (last || history.steps.is_multiple_of(settings.evaluate)) {
-            judge(trainer, objective, &mut history, &mut best)?;
+            judge(trainer, objective, settings.keep, &mut history, &mut best)?;
             tell(name, &history, settings.steps, rate, progress);
         } else if last || (settings.evaluate == 0 && history.steps.is_multiple_of(stretch)) {
             history.close(None);
@@ -180,6 +192,7 @@ fn stopped(history: &History, settings: &Settings) -> bool {
 fn judge(
     trainer: &mut Trainer,
     objective: &dyn Objective,
+    keep: Keep,
     history: &mut History,
     best: &mut Best,
 ) -> Result<()> {
@@ -188,6 +201,9 @@ fn judge(
     let Some(judged) = judged else { return Ok(()) };
     if !judged.is_finite() {
         return Err(Error::Diverged { step: history.steps, found: judged });
+    }
+    if keep == Keep::Last {
+        return Ok(());
     }
     history.waited += 1;
     if history.best.is_none_or(|(_, least)| judged < least) {

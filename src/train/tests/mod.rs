@@ -1,5 +1,6 @@
 //! Gradients against differences, and sums that do not depend on threads.
 
+mod fit;
 mod masks;
 mod pytorch;
 
