@@ -32,6 +32,13 @@ struct Head {
 pub type Best = Vec<Vec<f32>>;
 
 impl StateFile {
+    /// The file of a further loop of the same run, beside this one: `name` is appended to this one's.
+    pub fn part(&self, name: &str) -> StateFile {
+        let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
+        let path = self.path.with_file_name(format!("{stem}-{name}.safetensors"));
+        StateFile { path, ..self.clone() }
+    }
+
     /// Replaces the file.
     ///
     /// # Errors

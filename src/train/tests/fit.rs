@@ -1,4 +1,4 @@
-//! Which weights the loop leaves.
+//! Which weights the loop leaves, and where it keeps its state.
 
 use super::*;
 use crate::data::tokenizer::Encoded;
@@ -10,6 +10,7 @@ use crate::train::schedule::Schedule;
 use crate::train::state::StateFile;
 use crate::train::trainer::Trainer;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 /// Shortens the last hidden state, and judges the weights to be worse each time.
 #[derive(Default)]
@@ -55,7 +56,7 @@ fn trained(
     model: &Model,
     settings: &Settings,
     state: Option<&StateFile>,
-) -> (Vec<Vec<f32>>, History) {
+) -> crate::Result<(Vec<Vec<f32>>, History)> {
     let batch = batch(150, &[5, 3, 4]);
     let text = |span: &[usize]| Encoded {
         ids: batch.ids[span[0]..span[1]].to_vec(),
@@ -65,9 +66,9 @@ fn trained(
     let mut trainer = Trainer::new(model, |_| true).expect("a model that trains");
     let (mut objective, order) = (Worsening::default(), Order::Given(vec![vec![0, 2], vec![1]]));
     let progress = ("fit", &Quiet as _);
-    let history = fit(&mut trainer, &mut objective, &texts, &order, settings, state, progress);
+    let history = fit(&mut trainer, &mut objective, &texts, &order, settings, state, progress)?;
     let values = trainer.parameters().into_iter().map(|p| p.values.clone()).collect();
-    (values, history.expect("finite"))
+    Ok((values, history))
 }
 
 #[test]
@@ -79,15 +80,45 @@ fn the_best_weights_or_the_last_are_kept() {
     };
     let judged = |history: &History| history.points.iter().map(|p| p.judged).collect::<Vec<_>>();
 
-    let (best, history) = trained(&model, &settings(Keep::Best, 2), None);
+    let (best, history) = trained(&model, &settings(Keep::Best, 2), None).expect("finite");
     assert!(best == start);
     assert_eq!((history.steps, history.best), (2, Some((0, 0.0))), "patience ends it");
     assert_eq!(judged(&history), [Some(0.0), Some(1.0), Some(2.0)]);
 
-    let (last, history) = trained(&model, &settings(Keep::Last, 2), None);
+    let (last, history) = trained(&model, &settings(Keep::Last, 2), None).expect("finite");
     assert!(last != start);
     assert_eq!((history.steps, history.best), (4, None));
     assert_eq!(judged(&history), [0.0, 1.0, 2.0, 3.0, 4.0].map(Some));
-    let (unjudged, _) = trained(&model, &Settings { evaluate: 0, ..settings(Keep::Best, 0) }, None);
+    let silent = Settings { evaluate: 0, ..settings(Keep::Best, 0) };
+    let (unjudged, _) = trained(&model, &silent, None).expect("finite");
     assert!(last == unjudged, "judging changes no weight");
+}
+
+#[test]
+fn two_loops_of_a_pass_keep_states_of_their_own() {
+    let model = uneven("bert", Task::Bare, 152);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("0-prune.safetensors");
+    let first = StateFile { path, key: "a run".into(), every: Duration::ZERO };
+    let second = first.part("finetune");
+    let loops = [settings(Keep::Last, 0), Settings { steps: 2, ..settings(Keep::Best, 0) }];
+    let run = |states: [Option<&StateFile>; 2]| {
+        let one = |(settings, state)| trained(&model, settings, state).expect("finite");
+        loops.iter().zip(states).map(one).collect::<Vec<_>>()
+    };
+    let alone = run([None, None]);
+    let states = [Some(&first), Some(&second)];
+    assert!(run(states) == alone);
+    let entries = std::fs::read_dir(&folder).expect("a folder").flatten();
+    let mut names: Vec<_> = entries.map(|e| e.file_name().into_string().expect("ASCII")).collect();
+    names.sort();
+    assert_eq!(names, ["0-prune-finetune.safetensors", "0-prune.safetensors"]);
+    // Each goes on from its own end.
+    assert!(run(states) == alone);
+
+    std::fs::write(&second.path, "cut").expect("a file");
+    assert!(trained(&model, &loops[0], states[0]).is_ok());
+    let error = trained(&model, &loops[1], states[1]).expect_err("damaged").to_string();
+    assert!(error.contains("0-prune-finetune.safetensors: found"), "{error}");
+    assert!(error.ends_with("; remove it to start anew"), "{error}");
 }

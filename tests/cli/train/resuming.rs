@@ -232,6 +232,7 @@ fn only_what_training_wrote_is_removed() {
     fs::create_dir(dir.path("out.resume")).unwrap();
     dir.write("out.resume/notes.txt", "mine");
     dir.write("out.resume/.0-distill.safetensors.tmp-7", "of a killed run");
+    dir.write("out.resume/0-distill-more.safetensors", "of a second loop of a pass");
     let run = "-q --passes distill(steps=2),distill(steps=2) --resume --save-every 0 model -o out";
     dir.ok(&words(run));
     let left: Vec<String> = dir.tree("out.resume").into_keys().collect();
