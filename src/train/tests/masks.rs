@@ -1,7 +1,11 @@
 //! Gradients of all masks, masks at a rate of their own, multipliers by ascent.
 
 use super::*;
+use crate::data::Dataset;
+use crate::data::tokenizer::Encoded;
 use crate::train::backward::Back;
+use crate::train::distillation::{Distillation, Terms};
+use crate::train::losses::Matching;
 use crate::train::objective::{Group, Moment, Objective, Rate, Seen, Verdict};
 use crate::train::trainer::Trainer;
 
@@ -225,4 +229,43 @@ fn an_objective_brings_its_parameters_back_into_range_after_every_update() {
         assert_eq!(largest, 1.0, "the step up is undone");
         assert!(objective.values.iter().any(|v| *v < 1.0), "the step down stays");
     }
+}
+
+#[test]
+fn a_model_is_judged_through_masks_as_if_it_had_been_cut() {
+    let teacher = tiny("bert", Task::SequenceClassification, 147);
+    let batch = batch(148, &[6, 4, 7]);
+    let text = |span: &[usize]| Encoded {
+        ids: batch.ids[span[0]..span[1]].to_vec(),
+        type_ids: batch.type_ids[span[0]..span[1]].to_vec(),
+    };
+    let texts = batch.starts.windows(2).map(text).collect();
+    let data = Dataset { texts, targets: None, masker: None, source: "random texts".into() };
+    let terms = Terms {
+        temperature: 2.0,
+        prediction: 1.0,
+        hidden: 0.0,
+        matching: Matching::Uniform,
+        embedding: 0.0,
+        relations: 0.0,
+        attention: 0.0,
+        task: 0.0,
+        sinkhorn: 0.0,
+        similarity: 0.0,
+    };
+    let held = [0, 1, 2];
+    let objective = Distillation::new(terms, &teacher, &teacher, &data, &held, 0).expect("texts");
+    let run = Encoder::new(&teacher).expect("a model that runs");
+    let mut masks = Masks::ones(&teacher);
+    (masks.heads[1][1], masks.heads[1][3]) = (0.0, 0.0);
+    let mut cut = teacher.clone();
+    let attention = cut.layers[1].attention.as_ref().expect("attention");
+    cut.layers[1].attention = Some(attention.select_heads(&[0, 2]).expect("dense"));
+    let cut = Encoder::new(&cut).expect("a model that runs");
+
+    let masked = objective.judge_with(&run, Some(&masks)).expect("runs").expect("texts");
+    let sliced = objective.judge(&cut).expect("runs").expect("texts");
+    assert!(sliced > 1e-6, "the heads matter: {sliced}");
+    assert!((masked - sliced).abs() < 1e-3 * sliced, "{masked}, {sliced}");
+    assert_eq!(objective.judge(&run).expect("runs"), Some(0.0));
 }
