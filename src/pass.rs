@@ -35,12 +35,13 @@ pub trait Pass: std::fmt::Debug {
 pub struct Work {
     /// One entry a matrix touched.
     pub changes: Vec<Change>,
-    pub training: Option<Training>,
+    /// One entry a loop, in their order; empty where nothing was trained.
+    pub training: Vec<Training>,
 }
 
 impl From<Vec<Change>> for Work {
     fn from(changes: Vec<Change>) -> Work {
-        Work { changes, training: None }
+        Work { changes, training: Vec::new() }
     }
 }
 

@@ -338,7 +338,7 @@ impl Pass for Distill {
         let trained = trainer.finish();
         drop(objective);
         trained.put(model)?;
-        Ok(Work { changes: changes(&before, model), training: Some(training.with(&history)) })
+        Ok(Work { changes: changes(&before, model), training: vec![training.with(&history)] })
     }
 }
 

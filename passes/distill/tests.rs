@@ -61,6 +61,12 @@ fn distilled(teacher: &Model, student: &Model, distill: &Distill, data: &Dataset
     (model, work)
 }
 
+/// The only entry.
+fn once(training: Vec<Training>) -> Training {
+    let [training] = <[Training; 1]>::try_from(training).expect("it trained once");
+    training
+}
+
 fn short() -> Distill {
     Distill { steps: 6, batch: 8, rate: 1e-3, ..Distill::default() }
 }
@@ -74,7 +80,7 @@ fn every_head_comes_closer_to_its_teacher() {
             let data = dataset(task, 48, labelled);
             let options = Distill { steps: 40, task: 0.01, ..short() };
             let (model, work) = distilled(&teacher, &student, &options, &data);
-            let training = work.training.expect("it trained");
+            let training = once(work.training);
             let (before, best) = (training.judged_before, training.judged_best);
             assert!(best < before, "{family} {task:?} {labelled}: {before:?} to {best:?}");
             assert_eq!(training.labels, data.targets.is_some(), "{family} {task:?}");
@@ -143,7 +149,7 @@ fn a_few_texts_can_be_learned_by_heart() {
         ..Distill::default()
     };
     let (_, work) = distilled(&teacher, &student, &options, &data);
-    let points = work.training.expect("it trained").points;
+    let points = once(work.training).points;
     let (first, last) = (hidden(&points[1]), hidden(points.last().expect("points")));
     assert!(last < 0.1 * first, "{first} to {last}");
 }
@@ -159,7 +165,7 @@ fn a_student_that_is_its_teacher_stays_where_it_is() {
     let data = dataset(Task::SequenceClassification, 32, false);
     let options = Distill { attention: 1.0, relations: 1.0, embedding: 1.0, ..short() };
     let (model, work) = distilled(&teacher, &teacher, &options, &data);
-    let training = work.training.expect("it trained");
+    let training = once(work.training);
     assert_eq!((training.judged_before, training.best_step), (Some(0.0), Some(0)));
     assert_eq!(stored(&model), stored(&teacher), "the first weights were the best");
     assert!(work.changes.is_empty());
@@ -190,7 +196,7 @@ fn a_packed_model_stays_packed_and_gets_other_signs_and_scales() {
     let data = dataset(Task::SequenceClassification, 48, false);
     let options = Distill { steps: 60, rate: 2e-2, ..short() };
     let (model, work) = distilled(&teacher, &student, &options, &data);
-    let training = work.training.expect("it trained");
+    let training = once(work.training);
     assert!(training.judged_best < training.judged_before, "{training:?}");
     let signs = |m: &Model| -> Vec<u32> {
         let linears = m.layers.iter().flat_map(Layer::linears);
@@ -221,7 +227,7 @@ fn matches_are_found_where_they_are_searched() {
     for matching in [Matching::Dynamic, Matching::Ordered] {
         let options = Distill { matching, steps: 30, ..short() };
         let (_, work) = distilled(&teacher, &halved(&teacher), &options, &data);
-        let training = work.training.expect("it trained");
+        let training = once(work.training);
         assert!(training.judged_best < training.judged_before, "{matching:?}");
     }
 }
@@ -233,7 +239,7 @@ fn a_narrower_student_is_compared_through_a_projection() {
     let data = dataset(Task::SequenceClassification, 48, false);
     let options = Distill { steps: 40, embedding: 0.5, rate: 5e-3, ..short() };
     let (model, work) = distilled(&teacher, &student, &options, &data);
-    let points = work.training.expect("it trained").points;
+    let points = once(work.training).points;
     let (first, last) = (hidden(&points[1]), hidden(points.last().expect("points")));
     assert!(last < 0.9 * first, "{first} to {last}");
     let names: Vec<String> = model.tensors().iter().map(|t| t.name.clone()).collect();
@@ -306,7 +312,7 @@ fn module_replacing_trains_the_layers_alone() {
     let options = Distill { steps: 30, evaluate: 30, ..theseus() };
     let (model, work) = distilled(&teacher, &student, &options, &data);
     assert_eq!(stored(&teacher), before);
-    assert_eq!(work.training.expect("it trained").method, "module replacing");
+    assert_eq!(once(work.training).method, "module replacing");
     let (old, new) = (stored(&student), stored(&model));
     for (old, new) in old.iter().zip(&new) {
         let layer = old.0.contains(".layer.");
@@ -336,7 +342,7 @@ fn without_data_the_calibration_text_is_trained_on() {
     let text = Calibration { source: "built-in text".into(), ..calibration(110, 8) };
     let mut model = halved(&teacher);
     let cx = Context { calibration: Some(&text), ..Context::new(&teacher) };
-    let training = short().run(&mut model, &cx).expect("texts").training.expect("it trained");
+    let training = once(short().run(&mut model, &cx).expect("texts").training);
     assert_eq!((training.data.as_str(), training.labels), ("built-in text", false));
     let error = short().run(&mut model, &Context::new(&teacher)).expect_err("no text");
     insta::assert_snapshot!(error, @"distill has no text, but it trains on some; give a file by --data, or drop `--calib none`");

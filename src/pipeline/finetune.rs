@@ -105,6 +105,6 @@ impl Pass for Finetune {
             ..Training::default()
         };
         trainer.finish().put(model)?;
-        Ok(Work { changes: Vec::new(), training: Some(training.with(&history)) })
+        Ok(Work { changes: Vec::new(), training: vec![training.with(&history)] })
     }
 }

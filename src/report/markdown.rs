@@ -71,7 +71,7 @@ pub fn report(report: &Report) -> String {
 
 /// What became of the model.
 fn done(report: &Report) -> &'static str {
-    let trained = report.passes.iter().any(|p| p.training.is_some());
+    let trained = report.passes.iter().any(|p| !p.training.is_empty());
     if report.recipe.is_null() && trained { "fine-tuned" } else { "compressed" }
 }
 
@@ -129,7 +129,7 @@ fn pass_section(pass: &PassNote) -> String {
         out += " The error is the relative squared error of the layer's output on the text, or of the weights \
                 without one.";
     }
-    if let Some(t) = &pass.training {
+    for t in &pass.training {
         out += "\n\n";
         out += training(t).trim_end();
     }
@@ -198,4 +198,51 @@ pub fn model_card(report: &Report, license: Option<&str>) -> String {
         false => "\nDetails: report.md, report.json; recipe.toml reproduces it.\n",
     };
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_that_trained_twice_says_both() {
+        let one = |method: &str, best_step| Training {
+            method: method.into(),
+            data: "train.tsv".into(),
+            steps: 2,
+            best_step,
+            points: vec![crate::train::fit::Point {
+                step: 2,
+                losses: Vec::new(),
+                judged: Some(0.5),
+            }],
+            ..Training::default()
+        };
+        let pass = PassNote {
+            name: "prune",
+            params_before: 4,
+            params_after: 2,
+            bytes_before: 16,
+            bytes_after: 8,
+            changes: Vec::new(),
+            training: vec![one("gates", None), one("distillation", Some(2))],
+        };
+        insta::assert_snapshot!(pass_section(&pass), @r"
+        ## Pass `prune`
+
+        Parameters 4 to 2, stored bytes 16 to 8.
+
+        Training (gates): 0 numbers on 0 texts of train.tsv, 2 steps of 0 texts, 0 tokens in all. 0 texts were held out to judge by.
+
+        | step | loss | held out |
+        |---|---|---|
+        | 2 | - | 0.5000 |
+
+        Training (distillation): 0 numbers on 0 texts of train.tsv, 2 steps of 0 texts, 0 tokens in all. 0 texts were held out to judge by; the weights after step 2 were kept.
+
+        | step | loss | held out |
+        |---|---|---|
+        | 2 | - | 0.5000 |
+        ");
+    }
 }

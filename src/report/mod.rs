@@ -102,8 +102,8 @@ pub struct PassNote {
     pub bytes_before: usize,
     pub bytes_after: usize,
     pub changes: Vec<Change>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub training: Option<Training>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub training: Vec<Training>,
 }
 
 /// How good the output is.

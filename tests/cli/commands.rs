@@ -26,7 +26,7 @@ fn json_of_every_command_parses() {
         (&["inspect", "out"], "/layers/1/forms/0"),
         (&["eval", "model", "--data", "data.tsv"], "/metrics/0/value"),
         (&["eval", "out", "--data", "data.tsv", "--teacher", "model"], "/fidelity/0/value"),
-        (&train, "/report/passes/0/training/steps"),
+        (&train, "/report/passes/0/training/0/steps"),
         (&["passes"], "/0/options"),
         (&["passes", "prune"], "/options/sparsity"),
         (FORWARD, "/logits/1"),

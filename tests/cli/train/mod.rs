@@ -41,7 +41,7 @@ fn report(dir: &Dir, folder: &str) -> Value {
 /// How the last pass of a run trained.
 fn training(dir: &Dir, folder: &str) -> Value {
     let report = report(dir, folder);
-    report["passes"].as_array().unwrap().last().unwrap()["training"].clone()
+    report["passes"].as_array().unwrap().last().unwrap()["training"][0].clone()
 }
 
 /// The names of the parts of the loss.
