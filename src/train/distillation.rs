@@ -11,7 +11,7 @@ use crate::data::masking::Masker;
 use crate::data::{Dataset, Targets};
 use crate::model::slice::Masks;
 use crate::model::{Config, Model, Task};
-use crate::runtime::{Batch, Encoder, NoObserver};
+use crate::runtime::{Batch, Encoder, NoObserver, RunLayer};
 use crate::{Error, Result};
 use std::borrow::Cow;
 
@@ -189,8 +189,14 @@ impl<'a> Distillation<'a> {
             Matching::Uniform => (1..=depths.0).collect(),
             Matching::Dynamic | Matching::Ordered => losses::watched_layers(depths.0),
         };
-        let alive: Vec<bool> =
-            seen.encoder.layers.iter().map(|l| l.attention.is_some() || l.ffn.is_some()).collect();
+        // What a mask leaves out is as good as gone.
+        let open =
+            |of: fn(&Masks) -> &Vec<f32>, l: usize| seen.masks.is_none_or(|m| of(m)[l] != 0.0);
+        let alive = |(l, layer): (usize, &RunLayer)| {
+            layer.attention.is_some() && open(|m| &m.attention, l)
+                || layer.ffn.is_some() && open(|m| &m.ffn, l)
+        };
+        let alive: Vec<bool> = seen.encoder.layers.iter().enumerate().map(alive).collect();
         let compare = |t: usize, s: usize| {
             let (student, teacher) = (hidden(seen.tapes, s), hidden(teacher, t));
             losses::hidden(&student, &teacher, widths.0, widths.1, self.projection.as_ref())
@@ -270,7 +276,7 @@ impl<'a> Distillation<'a> {
         for Held { batch, picked, teacher } in &self.held {
             let says = |encoder: &Encoder, masks: Option<&Masks>| -> Result<HeadTape> {
                 let last = encoder.hidden(batch, masks, &mut NoObserver)?;
-                Ok(head::forward(encoder, batch, &last, picked, None, Dropout::default()))
+                Ok(head::forward(encoder, batch, &last, picked, masks, Dropout::default()))
             };
             let asked;
             let teacher = match teacher {
@@ -337,7 +343,8 @@ impl Objective for Distillation<'_> {
         let depth = seen.encoder.layers.len();
         let picked = task::places(seen.targets);
         let last = tape::hidden(seen.tapes, depth);
-        let student = head::forward(seen.encoder, seen.batch, &last, &picked, None, seen.dropout);
+        let student =
+            head::forward(seen.encoder, seen.batch, &last, &picked, seen.masks, seen.dropout);
         let mut sum = Sum {
             losses: Vec::new(),
             signal: Signal::new(depth),

@@ -141,12 +141,9 @@ impl<'m> Trainer<'m> {
         let last = tape::hidden(&tapes, path.layers.len());
         let mut of_mask = Vec::new();
         if let Some((head, grad)) = &verdict.head {
-            let back = head::backward(encoder, Some(grads), &batch, &last, head, grad);
+            let back = head::backward(encoder, Some(grads), batch, &last, head, grad);
             signal.add_hidden(path.layers.len(), back.last, 1.0);
             of_mask = back.hidden;
-
-            let grad = head::backward(encoder, Some(grads), batch, &last, head, grad);
-            signal.add_hidden(path.layers.len(), grad, 1.0);
         }
         let mut backs = backward::backward(encoder, &path.layers, &mut tapes, &signal, &plan);
         weights::add(encoder, grads, &tapes, &backs, &path.own);

@@ -210,6 +210,8 @@ fn gradients_of_all_masks_are_their_differences() {
             let allowed = 0.02 * expected.abs() + 0.003 * largest as f64;
             assert!(off < allowed, "{family} {task:?}, mask {at}: {}, {expected}", found[at]);
         }
+    }
+}
 
 #[test]
 fn an_objective_brings_its_parameters_back_into_range_after_every_update() {
