@@ -5,6 +5,7 @@ pub mod distillation;
 pub mod fisher;
 pub mod fit;
 pub mod forms;
+pub mod gates;
 pub mod head;
 pub mod losses;
 pub mod moments;
