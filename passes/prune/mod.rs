@@ -1,5 +1,7 @@
 #![doc = include_str!("README.md")]
 
+#[allow(dead_code)] // not used yet
+mod price;
 mod repair;
 mod scores;
 mod search;
