@@ -1,6 +1,8 @@
 #![doc = include_str!("README.md")]
 
 #[allow(dead_code)] // not used yet
+mod lagrangian;
+#[allow(dead_code)] // not used yet
 mod measure;
 #[allow(dead_code)] // not used yet
 mod price;
