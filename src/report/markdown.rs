@@ -227,7 +227,7 @@ mod tests {
             changes: Vec::new(),
             training: vec![one("gates", None), one("distillation", Some(2))],
         };
-        insta::assert_snapshot!(pass_section(&pass), @r"
+        insta::assert_snapshot!(pass_section(&pass).trim(), @r"
         ## Pass `prune`
 
         Parameters 4 to 2, stored bytes 16 to 8.
