@@ -102,7 +102,7 @@ fn attention<'a>(model: &Model, heads: &'a [usize], width: usize) -> RunAttentio
         value: dense(inner, width),
         output: dense(width, inner),
         norm: norm(width, model.config.eps),
-        heads,
+        heads: std::borrow::Cow::Borrowed(heads),
         head_dim: model.config.head_dim,
     }
 }

@@ -57,7 +57,7 @@ pub struct RunAttention<'m> {
     pub value: Dense<'m>,
     pub output: Dense<'m>,
     pub norm: RunNorm<'m>,
-    pub heads: &'m [usize],
+    pub heads: Cow<'m, [usize]>,
     pub head_dim: usize,
 }
 
@@ -164,7 +164,7 @@ impl<'m> RunAttention<'m> {
             value: Dense::new(&attention.value)?,
             output: Dense::new(&attention.output)?,
             norm: RunNorm::new(&attention.norm, eps)?,
-            heads: &attention.heads,
+            heads: Cow::Borrowed(&attention.heads),
             head_dim: attention.head_dim,
         })
     }
@@ -187,6 +187,32 @@ impl<'m> RunLayer<'m> {
         let ffn =
             layer.ffn.as_ref().map(|f| RunFeedForward::new(f, activation, eps)).transpose()?;
         Ok(RunLayer { attention, ffn })
+    }
+}
+
+impl<'m> RunLayer<'m> {
+    /// Every weight, in the order of [`Model::places_mut`].
+    pub fn leaves_mut(&mut self) -> Vec<&mut Cow<'m, [f32]>> {
+        let mut leaves: Vec<&mut Cow<'m, [f32]>> = Vec::new();
+        leaves.extend(self.attention.iter_mut().flat_map(RunAttention::leaves_mut));
+        leaves.extend(self.ffn.iter_mut().flat_map(RunFeedForward::leaves_mut));
+        leaves
+    }
+}
+
+impl<'m> RunAttention<'m> {
+    /// As [`RunLayer::leaves_mut`].
+    pub fn leaves_mut(&mut self) -> Vec<&mut Cow<'m, [f32]>> {
+        let linears = [&mut self.query, &mut self.key, &mut self.value, &mut self.output];
+        linears.into_iter().flat_map(Dense::leaves_mut).chain(self.norm.leaves_mut()).collect()
+    }
+}
+
+impl<'m> RunFeedForward<'m> {
+    /// As [`RunLayer::leaves_mut`].
+    pub fn leaves_mut(&mut self) -> Vec<&mut Cow<'m, [f32]>> {
+        let linears = [&mut self.up, &mut self.down];
+        linears.into_iter().flat_map(Dense::leaves_mut).chain(self.norm.leaves_mut()).collect()
     }
 }
 
@@ -253,17 +279,7 @@ impl<'m> Encoder<'m> {
         leaves.extend(self.project.iter_mut().flat_map(Dense::leaves_mut));
         leaves.extend(&mut self.relative_bias);
         for layer in &mut self.layers {
-            if let Some(a) = &mut layer.attention {
-                for linear in [&mut a.query, &mut a.key, &mut a.value, &mut a.output] {
-                    leaves.extend(linear.leaves_mut());
-                }
-                leaves.extend(a.norm.leaves_mut());
-            }
-            if let Some(f) = &mut layer.ffn {
-                leaves.extend(f.up.leaves_mut());
-                leaves.extend(f.down.leaves_mut());
-                leaves.extend(f.norm.leaves_mut());
-            }
+            leaves.extend(layer.leaves_mut());
         }
         match &mut self.head {
             RunHead::SequenceClassification { dense, out, .. } => {

@@ -13,6 +13,7 @@ use crate::model::slice::Masks;
 use crate::model::{Config, Model, Task};
 use crate::runtime::{Batch, Encoder, NoObserver, RunLayer};
 use crate::{Error, Result};
+use rayon::prelude::*;
 use std::borrow::Cow;
 
 /// Temperature of similarities within a batch (distillation notes, §10).
@@ -57,7 +58,7 @@ pub struct Distillation<'a> {
     masker: Option<&'a Masker>,
     held: Vec<Held>,
     /// From the student's states to the teacher's, where their widths differ.
-    projection: Option<Projection>,
+    pub projection: Option<Projection>,
 }
 
 /// Held-out texts, by rows of the data.
@@ -201,18 +202,31 @@ impl<'a> Distillation<'a> {
             let (student, teacher) = (hidden(seen.tapes, s), hidden(teacher, t));
             losses::hidden(&student, &teacher, widths.0, widths.1, self.projection.as_ref())
         };
+        // A search looks at every state many times: each is projected once.
+        let mut searched = Vec::new();
+        if terms.matching != Matching::Uniform {
+            let state = |s: usize| match &self.projection {
+                Some(projection) => projection.apply(&hidden(seen.tapes, s), widths.0),
+                None => hidden(seen.tapes, s),
+            };
+            searched = (1..=depths.1).into_par_iter().map(state).collect::<Vec<_>>();
+        }
+        let targets: Vec<Vec<f32>> = match terms.matching {
+            Matching::Uniform => Vec::new(),
+            _ => (1..=depths.0).map(|t| hidden(teacher, t)).collect(),
+        };
         let pairs = losses::matched_layers(
             terms.matching,
             &watched,
             &alive,
-            |t, s| compare(t, s).value,
+            |t, s| losses::hidden_distance(&searched[s - 1], &targets[t - 1]),
             depths.0,
             depths.1,
         );
         if terms.hidden > 0.0 {
             let weight = terms.hidden / pairs.len().max(1) as f64;
-            for &(t, s) in &pairs {
-                let loss = compare(t, s);
+            let found: Vec<_> = pairs.par_iter().map(|&(t, s)| compare(t, s)).collect();
+            for (&(_, s), loss) in pairs.iter().zip(found) {
                 sum.add("hidden", weight, loss.value);
                 sum.signal.add_hidden(s, loss.grad, weight as f32);
                 sum.project(loss.projection, weight as f32);

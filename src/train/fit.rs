@@ -132,7 +132,14 @@ pub fn fit(
         }
         None if settings.evaluate > 0 => {
             judge(trainer, objective, settings.keep, &mut history, &mut best)?;
-            tell(name, &history, settings.steps, 0.0, progress);
+            tell(
+                name,
+                &history,
+                settings.steps,
+                0.0,
+                objective.note(history.steps as u32),
+                progress,
+            );
         }
         None => {}
     }
@@ -163,10 +170,24 @@ pub fn fit(
         let last = history.steps == settings.steps;
         if settings.evaluate > 0 && (last || history.steps.is_multiple_of(settings.evaluate)) {
             judge(trainer, objective, settings.keep, &mut history, &mut best)?;
-            tell(name, &history, settings.steps, rate, progress);
+            tell(
+                name,
+                &history,
+                settings.steps,
+                rate,
+                objective.note(history.steps as u32),
+                progress,
+            );
         } else if last || (settings.evaluate == 0 && history.steps.is_multiple_of(stretch)) {
             history.close(None);
-            tell(name, &history, settings.steps, rate, progress);
+            tell(
+                name,
+                &history,
+                settings.steps,
+                rate,
+                objective.note(history.steps as u32),
+                progress,
+            );
         }
         let asked = progress.step();
         let over = last || stopped(&history, settings);
@@ -214,7 +235,14 @@ fn judge(
     Ok(())
 }
 
-fn tell(name: &str, history: &History, steps: usize, rate: f64, progress: &dyn Progress) {
+fn tell(
+    name: &str,
+    history: &History,
+    steps: usize,
+    rate: f64,
+    note: Option<String>,
+    progress: &dyn Progress,
+) {
     let Some(point) = history.points.last() else { return };
     let mut line = format!("{name}: step {} of {steps}", point.step);
     if !point.losses.is_empty() {
@@ -225,6 +253,9 @@ fn tell(name: &str, history: &History, steps: usize, rate: f64, progress: &dyn P
     if let Some(judged) = point.judged {
         let best = history.best.is_some_and(|(step, _)| step == point.step);
         line += &format!(", held out {judged:.4}{}", if best { " (best)" } else { "" });
+    }
+    if let Some(note) = note {
+        line += &format!(", {note}");
     }
     if rate > 0.0 {
         line += &format!(", {rate:.0} tokens/s");

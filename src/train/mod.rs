@@ -1,6 +1,7 @@
 //! Training: the way back through the encoder, losses, and the loop that passes share.
 
 pub mod backward;
+pub mod compact;
 pub mod distillation;
 pub mod fisher;
 pub mod fit;

@@ -39,6 +39,7 @@ pub struct Seen<'a> {
     pub batch: &'a Batch,
     /// What was asked of a masked-LM head; else empty.
     pub targets: &'a [Option<u32>],
+    /// Under masks without heads and units that are closed.
     pub tapes: &'a [Tape],
     /// Those of [`Objective::masks`], through which the tapes went.
     pub masks: Option<&'a Masks>,
@@ -113,6 +114,11 @@ pub trait Objective: Sync {
 
     /// After every update of the weights and of its own parameters: to bring those back into their range.
     fn updated(&mut self) {}
+
+    /// A few words on where it stands, for the line that a judgement is told in.
+    fn note(&self, _update: u32) -> Option<String> {
+        None
+    }
 
     /// How good the model is on what it was not trained on: lower is better. `None` when there is nothing
     /// to judge by.

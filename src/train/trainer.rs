@@ -1,5 +1,6 @@
 //! A model in training: its weights, their gradients, and the optimizer's memory.
 
+use super::compact::Compact;
 use super::forms::{Form, Kind, Signs};
 use super::objective::{Moment, Objective, Rate, Seen};
 use super::optimizer::{Adam, Step, sum_of_squares};
@@ -126,10 +127,19 @@ impl<'m> Trainer<'m> {
         let (batch, targets) = objective.input(batch, at);
         let path = objective.path(encoder, at);
         let masks = objective.masks(at);
-        let wanted = masks.is_some();
         let masks = masks.as_ref();
-        let plan = Plan { masks, mask_gradients: wanted, dropout, ..Plan::default() };
-        let mut tapes = tape::forward(encoder, &path.layers, &batch, &plan)?;
+        let compact = masks.map(|masks| Compact::new(&path.layers, &path.own, masks));
+        let layers = match &compact {
+            Some(compact) => compact.path(&path.layers),
+            None => path.layers.clone(),
+        };
+        let plan = Plan {
+            masks: compact.as_ref().map(|c| &c.masks),
+            mask_gradients: compact.is_some(),
+            dropout,
+            ..Plan::default()
+        };
+        let mut tapes = tape::forward(encoder, &layers, &batch, &plan)?;
         let (batch, targets) = (&*batch, &targets[..]);
         let seen = Seen { encoder, batch, targets, tapes: &tapes, masks, dropout, at };
         let verdict = objective.loss(&seen)?;
@@ -145,8 +155,13 @@ impl<'m> Trainer<'m> {
             signal.add_hidden(path.layers.len(), back.last, 1.0);
             of_mask = back.hidden;
         }
-        let mut backs = backward::backward(encoder, &path.layers, &mut tapes, &signal, &plan);
+        let mut backs = backward::backward(encoder, &layers, &mut tapes, &signal, &plan);
+        let taken = compact.as_ref().map(|c| c.narrow(&mut grads.layers));
         weights::add(encoder, grads, &tapes, &backs, &path.own);
+        if let (Some(compact), Some(taken), Some(masks)) = (&compact, taken, masks) {
+            compact.widen(&mut grads.layers, taken);
+            compact.spread(&mut backs, masks);
+        }
         if let Some(first) = backs.first_mut() {
             first.hidden.iter_mut().zip(of_mask).for_each(|(h, g)| *h += g);
         }

@@ -29,6 +29,30 @@ impl Projection {
     }
 }
 
+impl Projection {
+    /// `s·Wᵀ + b` of `student`, `[tokens, ds]`.
+    pub fn apply(&self, student: &[f32], ds: usize) -> Vec<f32> {
+        let (tokens, dt) = (student.len() / ds, self.bias.len());
+        assert_eq!(self.weight.len(), dt * ds, "a projection from the student's width");
+        let mut out = self.bias.repeat(tokens);
+        let weight = Mat::new(&self.weight, dt, ds);
+        add_product(
+            MatMut::new(&mut out, tokens, dt),
+            Mat::new(student, tokens, ds),
+            weight.t(),
+            1.0,
+        );
+        out
+    }
+}
+
+/// The value of [`hidden`] alone, for a student's state that is as wide as the teacher's.
+pub fn hidden_distance(student: &[f32], teacher: &[f32]) -> f64 {
+    assert_eq!(student.len(), teacher.len(), "states of one width");
+    let squares: f64 = student.iter().zip(teacher).map(|(s, t)| ((s - t) as f64).powi(2)).sum();
+    squares / (teacher.len().max(1) as f64 * spread(teacher))
+}
+
 /// What [`hidden`] gives.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HiddenLoss {
@@ -66,13 +90,7 @@ pub fn hidden(
     assert_eq!((tokens * ds, tokens * dt), (student.len(), teacher.len()), "states of {tokens}");
     let state = Mat::new(student, tokens, ds);
     let mut grad = match projection {
-        Some(projection) => {
-            assert_eq!((projection.weight.len(), projection.bias.len()), (dt * ds, dt));
-            let mut out = projection.bias.repeat(tokens);
-            let weight = Mat::new(&projection.weight, dt, ds);
-            add_product(MatMut::new(&mut out, tokens, dt), state, weight.t(), 1.0);
-            out
-        }
+        Some(projection) => projection.apply(student, ds),
         None => {
             assert_eq!(ds, dt, "other widths need a projection");
             student.to_vec()

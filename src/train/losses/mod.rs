@@ -15,7 +15,7 @@ mod testing;
 
 pub use attention::{relation_heads, relations, scores};
 pub use embedding::{cosine, similarities};
-pub use hidden::{HiddenLoss, Projection, hidden};
+pub use hidden::{HiddenLoss, Projection, hidden, hidden_distance};
 pub use matching::{Matching, matched_layers, watched_layers};
 pub use prediction::{cross_entropy, divergence, span_cross_entropy, span_divergence, squares};
 pub use sinkhorn::{Sinkhorn, sinkhorn};

@@ -271,3 +271,84 @@ fn a_model_is_judged_through_masks_as_if_it_had_been_cut() {
     assert!((masked - sliced).abs() < 1e-3 * sliced, "{masked}, {sliced}");
     assert_eq!(objective.judge(&run).expect("runs"), Some(0.0));
 }
+
+/// The last state along a direction, under masks that stay as they are.
+struct Fixed {
+    masks: Masks,
+    direction: Vec<f32>,
+}
+
+impl Objective for Fixed {
+    fn masks(&self, _: Moment) -> Option<Masks> {
+        Some(self.masks.clone())
+    }
+
+    fn loss(&self, seen: &Seen) -> crate::Result<Verdict> {
+        let depth = seen.encoder.layers.len();
+        let mut signal = Signal::new(depth);
+        signal.add_hidden(depth, self.direction.clone(), 1.0);
+        let losses = vec![("along", dot(&tape::hidden(seen.tapes, depth), &self.direction))];
+        Ok(Verdict { losses, signal, head: None, own: Vec::new() })
+    }
+
+    fn parameters(&mut self) -> Vec<(Group, &mut Vec<f32>)> {
+        Vec::new()
+    }
+
+    fn mask_gradients(&self, masks: &Masks, backs: &[Back], _: Moment) -> Vec<Vec<f32>> {
+        let of = |pick: &dyn Fn(&Back) -> Vec<f32>| backs.iter().flat_map(pick).collect();
+        let layers = 0..masks.heads.len();
+        let heads = layers.clone().map(|l| of(&|b| b.heads[l].clone()));
+        heads.chain(layers.map(|l| of(&|b| b.units[l].clone()))).collect()
+    }
+
+    fn judge(&self, _: &Encoder) -> crate::Result<Option<f64>> {
+        Ok(None)
+    }
+}
+
+/// What masks close is not computed in training: the plain way computes it and multiplies by 0.
+#[test]
+fn layers_without_what_is_closed_have_the_gradients_of_whole_ones() {
+    for (i, family) in family::ALL.iter().enumerate() {
+        let model = uneven(family.model_type, Task::SequenceClassification, 160 + i as u64);
+        let batch = batch(161, &[18, 18, 18, 18, 18, 5]);
+        let mut masks = Masks::ones(&model);
+        let numbers = gaussian(1000, 162 + i as u64);
+        let cells = all_mut(&mut masks).into_iter().zip(numbers);
+        cells.for_each(|(m, n)| *m = if n < 0.3 { 0.0 } else { (0.4 * n).min(1.0) });
+        masks.attention = vec![1.0, 0.5, 0.0];
+        masks.ffn = vec![0.0, 1.0, 0.7];
+        masks.heads[1].fill(0.0);
+        let direction = gaussian(batch.tokens() * HIDDEN, 163);
+        let objective = Fixed { masks, direction };
+        let dropout = tape::Dropout { hidden: 0.1, attention: 0.0, key: 3 };
+        let at = Moment::default();
+        let mut trainer = Trainer::new(&model, |_| true).expect("a model that trains");
+        let found_loss = trainer.gather(&objective, &batch, dropout, at).expect("runs")[0].1;
+        let found = trainer.gradients();
+
+        let encoder = Encoder::trainable(&model).expect("a model that runs");
+        let path: Vec<_> = encoder.layers.iter().collect();
+        let masks = Some(&objective.masks);
+        let plan = Plan { masks, mask_gradients: true, dropout, ..Plan::default() };
+        let mut tapes = tape::forward(&encoder, &path, &batch, &plan).expect("runs");
+        let loss = dot(&tape::hidden(&tapes, path.len()), &objective.direction);
+        assert!((loss - found_loss).abs() < 1e-4 * loss.abs().max(1.0), "{found_loss}, {loss}");
+        let mut signal = Signal::new(path.len());
+        signal.add_hidden(path.len(), objective.direction.clone(), 1.0);
+        let backs = backward::backward(&encoder, &path, &mut tapes, &signal, &plan);
+        let mut grads = encoder.clone();
+        grads.leaves_mut().into_iter().for_each(|leaf| leaf.to_mut().fill(0.0));
+        weights::add(&encoder, &mut grads, &tapes, &backs, &vec![true; path.len()]);
+        let leaves = grads.leaves_mut();
+        assert_eq!(leaves.len(), found.len());
+        let largest = found.iter().flat_map(|(_, g)| g).fold(0.0f32, |a, g| a.max(g.abs()));
+        assert!(largest > 0.1, "nothing to compare");
+        for ((name, found), expected) in found.iter().zip(leaves) {
+            let off = found.iter().zip(expected.iter()).map(|(a, b)| (a - b).abs());
+            let off = off.fold(0.0f32, f32::max);
+            assert!(off < 1e-4 * largest, "{}, {name}: {off} of {largest}", family.model_type);
+        }
+    }
+}
