@@ -128,24 +128,60 @@ impl Model {
         if narrower {
             raw["compress"]["hidden"] = json!(config.hidden);
         }
+        raw[self.family.keys.layers] = json!(config.layers);
         if let Some(width) = self.uniform_ffn() {
             raw[self.family.keys.ffn] = json!(width);
         }
         raw
     }
 
-    /// The feed-forward width, when it is the same in every layer.
+    /// As it is stored: without layers that have lost both blocks, the others renumbered. One layer stays,
+    /// whatever it has.
+    pub fn compacted(&self) -> Model {
+        let mut model = self.clone();
+        let full = |l: &Layer| l.attention.is_some() || l.ffn.is_some();
+        if self.layers.iter().all(full) {
+            return model;
+        }
+        let prefix = self.family.layer;
+        let rename = |name: &mut String, to: usize| {
+            let Some(at) = name.find(prefix).map(|i| i + prefix.len()) else { return };
+            let digits = name[at..].find('.').unwrap_or(0);
+            name.replace_range(at..at + digits, &to.to_string());
+        };
+        model.layers.retain(full);
+        if model.layers.is_empty() {
+            model.layers.push(Layer { attention: None, ffn: None });
+        }
+        model.config.layers = model.layers.len();
+        for (part, place) in model.places_mut() {
+            let Part::Layer(to) = part else { continue };
+            match place {
+                Place::Matrix(Weight::Dense(tensor))
+                | Place::Tensor(tensor)
+                | Place::FirstRow(tensor) => rename(&mut tensor.name, to),
+                Place::Matrix(Weight::Binary(binary)) => rename(&mut binary.name, to),
+            }
+        }
+        model
+    }
+
+    /// The feed-forward width, when it is the same in every layer that is not empty.
     pub fn uniform_ffn(&self) -> Option<usize> {
-        let mut widths = self.layers.iter().map(|l| l.ffn.as_ref().map(FeedForward::units));
+        let full = |l: &&Layer| l.attention.is_some() || l.ffn.is_some();
+        let mut widths =
+            self.layers.iter().filter(full).map(|l| l.ffn.as_ref().map(FeedForward::units));
         let first = widths.next()??;
         widths.all(|w| w == Some(first)).then_some(first).filter(|&w| w > 0)
     }
 
     /// Whether stock Transformers classes load the tensors: nothing packed, all heads left, one
-    /// feed-forward width.
+    /// feed-forward width, no block gone but with its layer.
     pub fn loads_natively(&self) -> bool {
-        let heads =
-            |l: &Layer| l.attention.as_ref().is_some_and(|a| a.heads.len() == self.config.heads);
+        let heads = |l: &Layer| {
+            l.attention.as_ref().is_some_and(|a| a.heads.len() == self.config.heads)
+                || l.ffn.is_none() && l.attention.is_none()
+        };
         let wide = self.config.hidden == self.config.pooled;
         wide && self.packed().is_empty()
             && self.layers.iter().all(heads)

@@ -173,7 +173,7 @@ impl Model {
                 ),
                 expected: match states {
                     true => "its hidden states are its answers, and their width stays".into(),
-                    false => "at least one".into(),
+                    false => "a model has at least one".into(),
                 },
                 advice: "leave `hidden_z` out of the masks",
             });
