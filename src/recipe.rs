@@ -233,14 +233,14 @@ fn options(inside: &str) -> Result<Table> {
         .collect()
 }
 
-/// A TOML value; a bare word is a string.
+/// A TOML value; a bare word is a string, and so is a path.
 fn parse_value(text: &str) -> Result<Value> {
     if let Ok(mut table) = format!("v = {text}").parse::<Table>()
         && let Some(value) = table.remove("v")
     {
         return Ok(value);
     }
-    match !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)) {
+    match !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./".contains(c)) {
         true => Ok(Value::String(text.to_string())),
         false => Err(bad(text, "a number, true, false, or a word")),
     }
@@ -278,6 +278,16 @@ mod tests {
     }
 
     #[test]
+    fn a_path_needs_quotes_only_where_it_is_no_word() {
+        let masks = |value: &str| {
+            let recipe = Recipe::parse(&format!("prune(masks={value})"), &[]).expect("a recipe");
+            recipe.steps[0].options["masks"].as_str().expect("a string").to_string()
+        };
+        assert_eq!(masks("../a-b/zs.safetensors"), "../a-b/zs.safetensors");
+        assert_eq!(masks("\"a b, c/zs\""), "a b, c/zs");
+    }
+
+    #[test]
     fn nothing_is_the_empty_recipe() {
         assert!(Recipe::parse("", &[]).expect("empty").steps.is_empty());
         assert_eq!(Recipe::default().to_json(), Json::Null);
@@ -294,7 +304,7 @@ mod tests {
     #[test]
     fn mistakes_are_named_with_what_was_meant() {
         insta::assert_snapshot!(error("prunne"), @"no pass is named `prunne`, did you mean `prune`?; this build knows: prune, binarize, distill");
-        insta::assert_snapshot!(error("prune(sparcity=0.5)"), @"pass `prune` has no option `sparcity`, did you mean `sparsity`?; it knows: repair, score, shape, sparsity");
+        insta::assert_snapshot!(error("prune(sparcity=0.5)"), @"pass `prune` has no option `sparcity`, did you mean `sparsity`?; it knows: batch, dropout, finetune, finetune_rate, flops, hidden, mask_rate, masks, matching, mode, params, prediction, rate, rearrange, repair, round_to, rounds, save_masks, shape, sparsity, speedup, start, steps, temperature, warmup, width");
         insta::assert_snapshot!(error("prune(sparsity=high)"), @r#"cannot read the recipe: found options of `prune` that do not parse (invalid type: string "high", expected f64), expected what `compress passes prune` lists"#);
         insta::assert_snapshot!(error("binarize(planes=9)"), @"pass `binarize`: `planes` is 9, expected 1, 2, 3 or 4");
         insta::assert_snapshot!(error("prune(sparsity=0.5"), @"cannot read the recipe: found `prune(sparsity=0.5`, expected every `(` and quote closed");
