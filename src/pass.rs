@@ -3,12 +3,15 @@
 pub use crate::progress::{Progress, Quiet};
 
 use crate::Result;
+use crate::checkpoint::Tensor;
 use crate::data::{Calibration, Dataset};
 use crate::model::Model;
 use crate::report::{Change, Training};
 use crate::train::state::StateFile;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// One transformation of a model. Its options are its fields.
 pub trait Pass: std::fmt::Debug {
@@ -24,8 +27,13 @@ pub trait Pass: std::fmt::Debug {
     /// [`crate::Error::Option`].
     fn check(&self) -> Result<()>;
 
-    /// Whether it trains weights that passes before it left.
-    fn trains(&self) -> bool {
+    /// Files that it reads besides: what its outcome depends on.
+    fn reads(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+
+    /// Whether it trains weights that passes before it left, when there is text to train on (`data`) or not.
+    fn trains(&self, _data: bool) -> bool {
         false
     }
 }
@@ -37,11 +45,17 @@ pub struct Work {
     pub changes: Vec<Change>,
     /// One entry a loop, in their order; empty where nothing was trained.
     pub training: Vec<Training>,
+    /// What the report says besides, a sentence each.
+    pub notes: Vec<String>,
+    /// Numbers for the report, by name.
+    pub figures: BTreeMap<&'static str, f64>,
+    /// Safetensors files for the output, by name.
+    pub files: Vec<(&'static str, Vec<Tensor>)>,
 }
 
 impl From<Vec<Change>> for Work {
     fn from(changes: Vec<Change>) -> Work {
-        Work { changes, training: Vec::new() }
+        Work { changes, ..Work::default() }
     }
 }
 

@@ -233,7 +233,7 @@ impl Pass for Distill {
         Ok(())
     }
 
-    fn trains(&self) -> bool {
+    fn trains(&self, _data: bool) -> bool {
         true
     }
 
@@ -338,7 +338,8 @@ impl Pass for Distill {
         let trained = trainer.finish();
         drop(objective);
         trained.put(model)?;
-        Ok(Work { changes: changes(&before, model), training: vec![training.with(&history)] })
+        let training = vec![training.with(&history)];
+        Ok(Work { training, ..changes(&before, model).into() })
     }
 }
 

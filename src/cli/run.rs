@@ -117,7 +117,7 @@ pub fn main(args: &RunArgs) -> Result<()> {
         }
         None => Recipe::parse(args.passes.as_deref().unwrap_or_default(), &args.set)?,
     };
-    if recipe.steps.iter().any(|s| s.pass.trains()) {
+    if recipe.steps.iter().any(|s| s.pass.trains(args.data.is_some())) {
         keep_freed_buffers();
     }
     let model = Model::open(input)?;
@@ -176,7 +176,8 @@ pub fn main(args: &RunArgs) -> Result<()> {
         true => {
             let files = [args.data.clone(), Some(PathBuf::from(&calib)).filter(|p| p.is_file())];
             let arguments = format!("{} {arguments}", recipe.to_toml());
-            let files = files.into_iter().flatten();
+            let of_passes = recipe.steps.iter().flat_map(|s| s.pass.reads());
+            let files = files.into_iter().flatten().chain(of_passes);
             Some(state_file(&arguments, input, output, files, args.resume.save_every)?)
         }
         false => None,

@@ -36,7 +36,7 @@ impl Pass for Finetune {
         Ok(())
     }
 
-    fn trains(&self) -> bool {
+    fn trains(&self, _data: bool) -> bool {
         true
     }
 
@@ -105,6 +105,6 @@ impl Pass for Finetune {
             ..Training::default()
         };
         trainer.finish().put(model)?;
-        Ok(Work { changes: Vec::new(), training: vec![training.with(&history)] })
+        Ok(Work { training: vec![training.with(&history)], ..Work::default() })
     }
 }

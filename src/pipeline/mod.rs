@@ -4,7 +4,7 @@ mod finetune;
 
 pub use finetune::Finetune;
 
-use crate::checkpoint::OutputFolder;
+use crate::checkpoint::{OutputFolder, Tensor};
 use crate::data::{Calibration, Dataset};
 use crate::eval::latency;
 use crate::eval::tasks::{Prepared, answer, fidelity, metrics};
@@ -79,15 +79,14 @@ pub fn finetune(
 ) -> Result<Outcome> {
     let start = Instant::now();
     finetune.check()?;
-    let mut trained = model.clone();
+    let mut applied = Applied::of(model);
     let pass = Step { index: 0, name: "train", pass: finetune };
     // No recipe names this pass, so no message does.
     let plain = |e| match e {
         Error::InPass { source, .. } => *source,
         e => e,
     };
-    let (note, seconds) = one(model, &mut trained, pass, options).map_err(plain)?;
-    let applied = (trained, vec![note], vec![("train", seconds)]);
+    one(model, &mut applied, pass, options).map_err(plain)?;
     write(model, input, applied, None, folder, options, start)
 }
 
@@ -95,12 +94,13 @@ pub fn finetune(
 fn write(
     teacher: &Model,
     input: &Path,
-    (model, passes, times): Applied,
+    applied: Applied,
     recipe: Option<&Recipe>,
     mut folder: OutputFolder,
     options: &Options,
     start: Instant,
 ) -> Result<Outcome> {
+    let Applied { model, passes, times, tensors } = applied;
     let (quality, latency) = judge(teacher, &model, recipe.is_some(), options)?;
     if (options.interrupted)() {
         return Err(Error::Interrupted);
@@ -108,15 +108,19 @@ fn write(
 
     let root = root(input);
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    let stored = model.compacted();
     let mut files = folder.write_tensors(
-        &model.tensors(),
+        &stored.tensors(),
         &metadata,
         options.max_shard_bytes,
         options.interrupted,
     )?;
     let written = files.iter().filter(|f| f.name.ends_with(".safetensors")).map(|f| f.bytes).sum();
     let recipe_json = recipe.map_or(Value::Null, Recipe::to_json);
-    files.push(folder.add_file("config.json", &pretty(&model.config_json(&recipe_json)))?);
+    files.push(folder.add_file("config.json", &pretty(&stored.config_json(&recipe_json)))?);
+    for (name, tensors) in &tensors {
+        files.push(folder.add_tensors(name, tensors, &metadata, options.interrupted)?);
+    }
     let sentences = model.config.task == Task::Embedding;
     for (from, name) in side_files(&root, input)? {
         // The length and the pooling of sentence embeddings say nothing of another head.
@@ -181,19 +185,30 @@ fn write(
     Ok(Outcome { output, report, measured })
 }
 
-type Applied = (Model, Vec<PassNote>, Vec<(&'static str, f64)>);
+/// What the passes made.
+struct Applied {
+    model: Model,
+    passes: Vec<PassNote>,
+    times: Vec<(&'static str, f64)>,
+    /// Further safetensors files, by name.
+    tensors: Vec<(String, Vec<Tensor>)>,
+}
+
+impl Applied {
+    /// Nothing done yet.
+    fn of(model: &Model) -> Applied {
+        Applied { model: model.clone(), passes: Vec::new(), times: Vec::new(), tensors: Vec::new() }
+    }
+}
 
 /// The passes, one after the other.
 fn apply(teacher: &Model, recipe: &Recipe, options: &Options) -> Result<Applied> {
-    let mut model = teacher.clone();
-    let (mut notes, mut times) = (Vec::new(), Vec::new());
+    let mut applied = Applied::of(teacher);
     for (index, step) in recipe.steps.iter().enumerate() {
         let pass = Step { index, name: step.name, pass: &*step.pass };
-        let (note, seconds) = one(teacher, &mut model, pass, options)?;
-        notes.push(note);
-        times.push((step.name, seconds));
+        one(teacher, &mut applied, pass, options)?;
     }
-    Ok((model, notes, times))
+    Ok(applied)
 }
 
 /// A pass to be run.
@@ -203,13 +218,9 @@ struct Step<'a> {
     pass: &'a dyn Pass,
 }
 
-/// Runs one pass and checks the model after it; how many seconds it took.
-fn one(
-    teacher: &Model,
-    model: &mut Model,
-    step: Step,
-    options: &Options,
-) -> Result<(PassNote, f64)> {
+/// Runs one pass and checks the model after it.
+fn one(teacher: &Model, applied: &mut Applied, step: Step, options: &Options) -> Result<()> {
+    let model = &mut applied.model;
     let start = Instant::now();
     let before = Cost::of(model).total;
     let state = options.state.as_ref().map(|s| StateFile {
@@ -231,7 +242,7 @@ fn one(
         },
     )?;
     let after = Cost::of(model).total;
-    let note = PassNote {
+    applied.passes.push(PassNote {
         name: step.name,
         params_before: before.params,
         params_after: after.params,
@@ -239,8 +250,17 @@ fn one(
         bytes_after: after.bytes,
         changes: work.changes,
         training: work.training,
-    };
-    Ok((note, start.elapsed().as_secs_f64()))
+        notes: work.notes,
+        figures: work.figures,
+    });
+    applied.times.push((step.name, start.elapsed().as_secs_f64()));
+    for (name, tensors) in work.files {
+        // Of a pass that stands in a recipe twice, by its place.
+        let taken = applied.tensors.iter().any(|(n, _)| n == name);
+        let name = if taken { format!("{}-{name}", step.index) } else { name.to_string() };
+        applied.tensors.push((name, tensors));
+    }
+    Ok(())
 }
 
 fn check(model: &Model) -> Result<()> {

@@ -31,6 +31,13 @@ impl Form {
 }
 
 impl Change {
+    /// A matrix that is no more.
+    pub fn gone(before: &Linear) -> Change {
+        let form = Form::of(&before.weight);
+        let after = Form { shape: [0, 0], form: "gone".into(), bytes: 0 };
+        Change { tensor: before.weight.name().to_string(), before: form, after, error: None }
+    }
+
     /// What became of `before`.
     pub fn new(before: &Linear, after: &Linear, error: Option<f64>) -> Change {
         let (before, after) = (&before.weight, &after.weight);

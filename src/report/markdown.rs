@@ -7,7 +7,10 @@ use super::{Change, Form, PassNote, Report, Training};
 pub fn changes(changes: &[Change]) -> String {
     let mut out = String::from("| matrix | before | after | error |\n|---|---|---|---|\n");
     for c in changes {
-        let form = |f: &Form| format!("{} {} x {}", f.form, f.shape[0], f.shape[1]);
+        let form = |f: &Form| match f.shape {
+            [0, 0] => f.form.clone(),
+            [rows, cols] => format!("{} {rows} x {cols}", f.form),
+        };
         let error = c.error.map_or("-".into(), |e| format!("{e:.4}"));
         out += &format!("| {} | {} | {} | {error} |\n", c.tensor, form(&c.before), form(&c.after));
     }
@@ -45,7 +48,14 @@ pub fn report(report: &Report) -> String {
             if d.labels { ", with labels" } else { ", no labels" }
         );
     }
-    out += "\n## Layers\n\n| layer | heads | units | parameters | form |\n|---|---|---|---|---|\n";
+    out += "\n## Layers\n\n";
+    if report.before.hidden != report.after.hidden {
+        out += &format!(
+            "{} of {} hidden dimensions are left, in every layer.\n\n",
+            report.after.hidden, report.before.hidden
+        );
+    }
+    out += "| layer | heads | units | parameters | left | form |\n|---|---|---|---|---|---|\n";
     for (i, (b, a)) in report.before.layers.iter().zip(&report.after.layers).enumerate() {
         let pair = |before: Option<usize>, after: Option<usize>| {
             let text = |n: Option<usize>| n.map_or("gone".into(), |n| n.to_string());
@@ -56,10 +66,11 @@ pub fn report(report: &Report) -> String {
             }
         };
         out += &format!(
-            "| {i} | {} | {} | {} | {} |\n",
+            "| {i} | {} | {} | {} | {} | {} |\n",
             pair(b.heads, a.heads),
             pair(b.ffn, a.ffn),
             count(a.params as u64),
+            bar(a.params, b.params),
             a.forms.join(", ")
         );
     }
@@ -67,6 +78,12 @@ pub fn report(report: &Report) -> String {
         out += &pass_section(pass);
     }
     out
+}
+
+/// How much of a layer is left, in tenths, as a picture.
+fn bar(left: usize, of: usize) -> String {
+    let tenths = (10 * left).div_ceil(of.max(1)).min(10);
+    "█".repeat(tenths) + &"·".repeat(10 - tenths)
 }
 
 /// What became of the model.
@@ -128,6 +145,9 @@ fn pass_section(pass: &PassNote) -> String {
     if pass.changes.iter().any(|c| c.error.is_some()) {
         out += " The error is the relative squared error of the layer's output on the text, or of the weights \
                 without one.";
+    }
+    for note in &pass.notes {
+        out += &format!("\n\n{note}.");
     }
     for t in &pass.training {
         out += "\n\n";
@@ -203,6 +223,7 @@ pub fn model_card(report: &Report, license: Option<&str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     #[test]
     fn a_pass_that_trained_twice_says_both() {
@@ -226,11 +247,15 @@ mod tests {
             bytes_after: 8,
             changes: Vec::new(),
             training: vec![one("gates", None), one("distillation", Some(2))],
+            notes: vec!["of one kind".into()],
+            figures: BTreeMap::new(),
         };
         insta::assert_snapshot!(pass_section(&pass).trim(), @r"
         ## Pass `prune`
 
         Parameters 4 to 2, stored bytes 16 to 8.
+
+        of one kind.
 
         Training (gates): 0 numbers on 0 texts of train.tsv, 2 steps of 0 texts, 0 tokens in all. 0 texts were held out to judge by.
 

@@ -17,6 +17,7 @@ use crate::model::cost::{self, Cost};
 use crate::model::{Model, Weight};
 use serde::Serialize;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// Version of report.json.
 pub const SCHEMA: u32 = 1;
@@ -104,6 +105,11 @@ pub struct PassNote {
     pub changes: Vec<Change>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub training: Vec<Training>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// Numbers by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub figures: BTreeMap<&'static str, f64>,
 }
 
 /// How good the output is.

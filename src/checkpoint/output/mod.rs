@@ -148,6 +148,22 @@ impl OutputFolder {
         Ok(written)
     }
 
+    /// Writes one safetensors file besides the weights.
+    ///
+    /// # Errors
+    /// Those of [`OutputFolder::write_tensors`].
+    pub fn add_tensors(
+        &mut self,
+        name: &str,
+        tensors: &[Tensor],
+        metadata: &BTreeMap<String, String>,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<WrittenFile> {
+        let path = self.place(name)?;
+        let ordered = writer::ordered(tensors)?;
+        writer::write_tensors(&path, name.to_owned(), &ordered, metadata, interrupted)
+    }
+
     /// Waits until the disk has everything, then gives the folder its name, and returns its path. A
     /// folder that is replaced stays until the new one is in its place.
     ///
