@@ -5,6 +5,7 @@
 //! hidden dimension that is left, if it is left itself and its block is. The triple sums factorise, and no
 //! product of two rows of gates is ever formed.
 
+use crate::model::slice::Masks;
 use crate::model::{Config, Head, Layer, Model};
 
 /// How open each gate is: 0 or 1 of a mask to cut with, or probabilities. Also a gradient in these.
@@ -57,6 +58,30 @@ impl Open {
             attention: layers.iter().map(|l| there(l.attention.is_some())).collect(),
             ffn: layers.iter().map(|l| there(l.ffn.is_some())).collect(),
             hidden: vec![1.0; model.config.hidden],
+        }
+    }
+
+    /// Closes what `masks` close.
+    pub fn cut(&mut self, masks: &Masks) {
+        let close = |open: &mut Vec<f64>, mask: &[f32]| {
+            open.iter_mut().zip(mask).filter(|(_, z)| **z == 0.0).for_each(|(o, _)| *o = 0.0);
+        };
+        self.heads.iter_mut().zip(&masks.heads).for_each(|(o, z)| close(o, z));
+        self.units.iter_mut().zip(&masks.units).for_each(|(o, z)| close(o, z));
+        close(&mut self.attention, &masks.attention);
+        close(&mut self.ffn, &masks.ffn);
+        close(&mut self.hidden, &masks.hidden);
+    }
+
+    /// 0 for all of it.
+    pub fn none(all: &Open) -> Open {
+        let zeros = |rows: &[Vec<f64>]| rows.iter().map(|r| vec![0.0; r.len()]).collect();
+        Open {
+            heads: zeros(&all.heads),
+            units: zeros(&all.units),
+            attention: vec![0.0; all.attention.len()],
+            ffn: vec![0.0; all.ffn.len()],
+            hidden: all.hidden.clone(), // of what is left, a model has a width
         }
     }
 

@@ -134,7 +134,7 @@ pub fn bias(teacher: &Model, model: &mut Model, kept: &[Kept]) -> Result<()> {
     let hidden = model.config.hidden;
     for ((before, after), kept) in teacher.layers.iter().zip(&mut model.layers).zip(kept) {
         let (Some(old), Some(new)) = (&before.ffn, &mut after.ffn) else { continue };
-        let (Some(attention), Some(bias)) = (&before.attention, &new.down.bias) else { continue };
+        let (Some(attention), Some(bias)) = (&before.attention, &old.down.bias) else { continue };
         if kept.units.len() == old.units() {
             continue;
         }

@@ -1,12 +1,14 @@
 //! How much each head and each unit matters.
 
+use super::Kept;
+use super::rearrange::rearrange;
 use crate::Result;
 use crate::data::Calibration;
 use crate::model::{Activation, Attention, FeedForward, Model, Norm};
 use crate::pass::Context;
 use crate::runtime::Encoder;
 use crate::runtime::kernels::{self, Mat, MatMut};
-use crate::train::fisher::mask_gradients;
+use crate::train::fisher::{MaskGradients, mask_gradients};
 use crate::train::sweep;
 
 /// By layer: one score a head and one a unit. The higher, the more is lost without it.
@@ -14,11 +16,24 @@ use crate::train::sweep;
 pub struct Scores {
     pub heads: Vec<Vec<f64>>,
     pub units: Vec<Vec<f64>>,
+    /// Of some of the texts: those that were asked to be kept.
+    pub gradients: MaskGradients,
+}
+
+impl Scores {
+    /// As many heads and units of layer `l` as `kept` has, chosen together on the gradients that were kept.
+    pub fn rearranged(&self, l: usize, kept: &Kept) -> Kept {
+        Kept {
+            heads: rearrange(&self.gradients.heads[l], &self.heads[l], &kept.heads),
+            units: rearrange(&self.gradients.units[l], &self.units[l], &kept.units),
+        }
+    }
 }
 
 /// Diagonal Fisher information of the masks: Σ over texts of the squared gradient (Kwon et al. 2022,
 /// §4.2; theirs squares the gradient of a batch, ours that of a text, which is the less noisy estimate).
-pub fn fisher(model: &Model, text: &Calibration, cx: &Context) -> Result<Scores> {
+/// Gradients are kept of `rows` texts, or of all where there are less.
+pub fn fisher(model: &Model, text: &Calibration, rows: usize, cx: &Context) -> Result<Scores> {
     let encoder = Encoder::new(model)?;
     let zeros = |counts: Vec<usize>| counts.into_iter().map(|n| vec![0.0; n]).collect::<Vec<_>>();
     let heads = |l: &crate::model::Layer| l.attention.as_ref().map_or(0, |a| a.heads.len());
@@ -26,13 +41,29 @@ pub fn fisher(model: &Model, text: &Calibration, cx: &Context) -> Result<Scores>
     let mut scores = Scores {
         heads: zeros(model.layers.iter().map(heads).collect()),
         units: zeros(model.layers.iter().map(units).collect()),
+        gradients: MaskGradients {
+            heads: vec![Vec::new(); model.layers.len()],
+            units: vec![Vec::new(); model.layers.len()],
+        },
     };
+    let texts: usize = text.batches.iter().map(|b| b.texts()).sum();
+    let rows = rows.min(texts);
+    let mut seen = 0;
     cx.progress.start("prune: scoring", text.batches.len());
     let gradients =
         |i: usize| mask_gradients(&encoder, &text.batches[i], text.targets.as_ref(), cx.seed);
-    sweep(text.batches.len(), gradients, |_, gradients| {
+    sweep(text.batches.len(), gradients, |i, gradients| {
         add_squares(&mut scores.heads, &gradients.heads);
         add_squares(&mut scores.units, &gradients.units);
+        // Batches are sorted by length, so rows are taken at even distances.
+        let here = text.batches[i].texts();
+        let keep: Vec<usize> = (0..here)
+            .filter(|t| (seen + t + 1) * rows / texts > (seen + t) * rows / texts)
+            .collect();
+        seen += here;
+        let Scores { heads, units, gradients: rows } = &mut scores;
+        keep_rows(&mut rows.heads, &gradients.heads, heads, &keep);
+        keep_rows(&mut rows.units, &gradients.units, units, &keep);
         cx.progress.step()
     })?;
     Ok(scores)
@@ -43,6 +74,14 @@ fn add_squares(sums: &mut [Vec<f64>], gradients: &[Vec<f32>]) {
         for row in gradients.chunks_exact(sums.len()) {
             sums.iter_mut().zip(row).for_each(|(s, &g)| *s += (g as f64).powi(2));
         }
+    }
+}
+
+/// Appends the `rows` of `gradients` to those of each layer, which are as wide as its scores.
+fn keep_rows(kept: &mut [Vec<f32>], gradients: &[Vec<f32>], scores: &[Vec<f64>], rows: &[usize]) {
+    for ((kept, gradients), scores) in kept.iter_mut().zip(gradients).zip(scores) {
+        let n = scores.len();
+        rows.iter().for_each(|row| kept.extend(&gradients[row * n..(row + 1) * n]));
     }
 }
 

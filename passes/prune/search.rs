@@ -1,22 +1,67 @@
-//! Which heads and units stay, for a number of parameters.
+//! Which heads and units stay, for what they may cost.
 
+use super::budget::Budget;
 use super::scores::Scores;
-use super::{Kept, sizes};
-use crate::model::Model;
-use crate::{Error, Result};
+use super::{Kept, refusal};
+use crate::Result;
+use crate::model::{Layer, Model};
 
-/// Widths are multiples of this, so that vector units run full.
-const STEP: usize = 8;
+/// What a choice of heads and units may cost, at the width of the hidden states that the model has.
+struct Costs {
+    head: f64,
+    unit: f64,
+    /// What stays whatever is cut.
+    fixed: f64,
+}
+
+impl Costs {
+    fn of(model: &Model, budget: &Budget) -> Costs {
+        let hidden = model.config.hidden as f64;
+        let at = |[fixed, each]: [f64; 2]| fixed + each * hidden;
+        let count =
+            |there: fn(&Layer) -> bool| model.layers.iter().filter(|l| there(l)).count() as f64;
+        let attention = count(|l| l.attention.is_some()) * at(budget.price.attention);
+        let ffn = count(|l| l.ffn.is_some()) * at(budget.price.ffn);
+        let fixed = at(budget.price.rest) + attention + ffn;
+        Costs { head: at(budget.price.head), unit: at(budget.price.unit), fixed }
+    }
+
+    fn sum(&self, heads: usize, units: usize) -> f64 {
+        self.fixed + heads as f64 * self.head + units as f64 * self.unit
+    }
+
+    /// How many units fit besides so many heads; below 0 where these are too much.
+    fn units_beside(&self, heads: usize, allowed: f64) -> f64 {
+        ((allowed - self.sum(heads, 0)) / self.unit).floor()
+    }
+}
+
+/// Refuses to remove more than [`uniform`] can.
+pub fn check_uniform(model: &Model, budget: &Budget, step: usize) -> Result<()> {
+    let widths = || model.layers.iter().filter_map(|l| l.ffn.as_ref()).map(|f| f.units());
+    let most = widths().max().unwrap_or(0).saturating_sub(step) * widths().count();
+    let most = most as f64 * Costs::of(model, budget).unit / budget.whole;
+    if budget.target <= most {
+        return Ok(());
+    }
+    let expected = format!("at most {most:.3} with shape=uniform, which keeps all heads");
+    Err(refusal(budget.option, budget.asked.clone(), &expected))
+}
 
 /// Keeps what scores highest over all layers: for every number of heads, the best heads and as many of
 /// the best units as the budget leaves; of these, the choice with the highest sum (Kwon et al. 2022,
-/// algorithm 1, counting parameters instead of MACs). Every layer keeps a head and eight units, so that
-/// no block vanishes on an estimate.
-pub fn by_layer(model: &Model, scores: &Scores, sparsity: f64) -> Vec<Kept> {
-    let (head_size, unit_size, total) = sizes(model);
-    let budget = total as f64 * (1.0 - sparsity);
+/// algorithm 1, counting what the budget counts). Every layer keeps a head and a step of units, so that
+/// no block vanishes on an estimate. Widths are multiples of `step`.
+pub fn by_layer(
+    model: &Model,
+    scores: &Scores,
+    budget: &Budget,
+    allowed: f64,
+    step: usize,
+) -> Vec<Kept> {
+    let costs = Costs::of(model, budget);
     let heads = ranked(&scores.heads, 1);
-    let units = ranked(&scores.units, STEP);
+    let units = ranked(&scores.units, step);
     let sum = |items: &[Item]| {
         let mut sum = 0.0;
         let sums = items.iter().map(|item| {
@@ -26,18 +71,10 @@ pub fn by_layer(model: &Model, scores: &Scores, sparsity: f64) -> Vec<Kept> {
         std::iter::once(0.0).chain(sums).collect::<Vec<f64>>()
     };
     let (head_sums, unit_sums) = (sum(&heads), sum(&units));
-    // The output biases stay whatever is cut.
-    let fixed: usize = model
-        .layers
-        .iter()
-        .map(|l| l.attention.is_some() as usize + l.ffn.is_some() as usize)
-        .sum::<usize>()
-        * model.config.hidden;
     let must = |items: &[Item]| items.iter().filter(|i| i.must).count();
     let mut best = (f64::NEG_INFINITY, must(&heads), must(&units));
     for (n, head_sum) in head_sums.iter().enumerate().skip(must(&heads)) {
-        let left = budget - (fixed + n * head_size) as f64;
-        let m = (left / unit_size as f64).floor().clamp(0.0, units.len() as f64) as usize;
+        let m = costs.units_beside(n, allowed).clamp(0.0, units.len() as f64) as usize;
         if m < must(&units) {
             break;
         }
@@ -57,35 +94,31 @@ pub fn by_layer(model: &Model, scores: &Scores, sparsity: f64) -> Vec<Kept> {
     }
     for (layer, kept) in kept.iter_mut().enumerate() {
         kept.heads.sort_unstable();
-        kept.units = strongest(&scores.units[layer], to_step(counts[layer]));
+        kept.units = strongest(&scores.units[layer], to_step(counts[layer], step));
     }
     kept
 }
 
 /// The same number of units in every layer, and all heads.
-///
-/// # Errors
-/// If more is asked for than the feed-forward blocks have.
-pub fn uniform(model: &Model, scores: &Scores, sparsity: f64) -> Result<Vec<Kept>> {
-    let (_, unit_size, total) = sizes(model);
+pub fn uniform(
+    model: &Model,
+    scores: &Scores,
+    budget: &Budget,
+    allowed: f64,
+    step: usize,
+) -> Vec<Kept> {
+    let costs = Costs::of(model, budget);
     let width = scores.units.iter().map(Vec::len).max().unwrap_or(0);
     let layers = scores.units.iter().filter(|u| !u.is_empty()).count();
-    let remove = total as f64 * sparsity / (unit_size * layers.max(1)) as f64;
-    let units = ((width as f64 - remove) / STEP as f64).round().max(1.0) as usize * STEP;
-    if remove > (width.saturating_sub(STEP)) as f64 {
-        let most = (layers * width.saturating_sub(STEP) * unit_size) as f64 / total as f64;
-        return Err(Error::Option {
-            pass: "prune",
-            option: "sparsity",
-            found: sparsity.to_string(),
-            expected: format!("at most {most:.3} with shape=uniform, which keeps all heads"),
-        });
-    }
+    let count = |scores: &[Vec<f64>]| scores.iter().map(Vec::len).sum();
+    let now = costs.sum(count(&scores.heads), count(&scores.units));
+    let remove = (now - allowed).max(0.0) / (costs.unit * layers.max(1) as f64);
+    let units = ((width as f64 - remove) / step as f64).round().max(1.0) as usize * step;
     let kept = |layer: usize| Kept {
         heads: (0..scores.heads[layer].len()).collect(),
         units: strongest(&scores.units[layer], units),
     };
-    Ok((0..model.layers.len()).map(kept).collect())
+    (0..model.layers.len()).map(kept).collect()
 }
 
 struct Item {
@@ -120,7 +153,7 @@ fn strongest(scores: &[f64], n: usize) -> Vec<usize> {
     order
 }
 
-/// The nearest multiple of [`STEP`], at least one.
-fn to_step(n: usize) -> usize {
-    ((n + STEP / 2) / STEP).max(1) * STEP
+/// The nearest multiple of `step`, at least one.
+fn to_step(n: usize, step: usize) -> usize {
+    ((n + step / 2) / step).max(1) * step
 }

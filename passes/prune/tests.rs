@@ -1,5 +1,6 @@
 //! What is cut, what that does to the answer, and what is repaired.
 
+use super::rearrange::rearrange;
 use super::scores::{self, Scores};
 use super::*;
 use crate::data::Calibration;
@@ -26,6 +27,12 @@ fn refused(prune: &Prune) -> String {
     prune.run(&mut model, &context(&teacher, None)).expect_err("out of range").to_string()
 }
 
+/// Parameters of one head and of one unit, and of all that can be cut.
+fn sizes(model: &Model) -> (usize, usize, usize) {
+    let hidden = model.config.hidden;
+    (model.config.head_dim * (4 * hidden + 3), 2 * hidden + 1, params(model))
+}
+
 fn params(model: &Model) -> usize {
     model.layers.iter().map(cost::prunable).sum()
 }
@@ -42,16 +49,25 @@ fn units(model: &Model) -> Vec<usize> {
 #[test]
 fn no_sparsity_changes_no_byte() {
     let text = calibration(2, 1);
-    for shape in [Shape::Layers, Shape::Uniform] {
-        // As little as cuts nothing goes all the way through scores and repair.
-        for sparsity in [0.0, 1e-9] {
-            for text in [None, Some(&text)] {
-                let model = tiny("mpnet", Task::MaskedLm, 3);
-                let prune = Prune { sparsity, shape, ..Prune::default() };
-                let (after, changes) = pruned(&model, &prune, text);
-                assert_eq!(stored(&after), stored(&model));
-                assert_eq!(changes, []);
-            }
+    let model = tiny("mpnet", Task::MaskedLm, 3);
+    let modes = [Mode::Auto, Mode::Weights, Mode::Text];
+    for (i, mode) in (0..32 * modes.len()).zip(modes.into_iter().cycle()) {
+        let on = |bit: usize| i >> bit & 1 == 1;
+        let prune = Prune {
+            // As little as cuts nothing goes all the way through scores and repair.
+            sparsity: if on(0) { 1e-9 } else { 0.0 },
+            shape: if on(1) { Shape::Uniform } else { Shape::Layers },
+            mode,
+            rounds: if on(2) { 3 } else { 1 },
+            rearrange: if on(3) { Rearrange::Always } else { Rearrange::Never },
+            repair: on(4),
+            ..Prune::default()
+        };
+        let texts = [Some(&text), None];
+        for text in &texts[..if mode == Mode::Text { 1 } else { 2 }] {
+            let (after, changes) = pruned(&model, &prune, *text);
+            assert_eq!(stored(&after), stored(&model), "{prune:?}");
+            assert_eq!(changes, []);
         }
     }
 }
@@ -59,20 +75,24 @@ fn no_sparsity_changes_no_byte() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     /// Widths are rounded to steps of eight units: half a step up or down in every layer. (`uniform`
-    /// rounds to a unit before, which is another half.)
+    /// rounds to a unit before, which is another half.) A head that matters less than the few units that are
+    /// too many goes instead of them.
     #[test]
     fn what_is_asked_for_is_cut(
         family in 0..family::ALL.len(), seed in 0..1000u64, sparsity in 0.01..0.65f64, uniform in any::<bool>(),
+        rounds in 1..5usize,
     ) {
         let model = tiny(family::ALL[family].model_type, Task::Bare, seed);
         let shape = if uniform { Shape::Uniform } else { Shape::Layers };
         // Eight units of 24 and every head are the least that `uniform` keeps.
         let sparsity = if uniform { sparsity * 0.4 } else { sparsity };
-        let (after, _) = pruned(&model, &Prune { sparsity, shape, ..Prune::default() }, None);
+        let prune = Prune { sparsity, shape, rounds, ..Prune::default() };
+        let (text, by_text) = (calibration(seed, 1), seed % 2 == 0);
+        let (after, _) = pruned(&model, &prune, by_text.then_some(&text));
         let asked = sparsity * params(&model) as f64;
         let found = (params(&model) - params(&after)) as f64;
-        let (_, unit, _) = sizes(&model);
-        let allowed = LAYERS * unit * 9 / 2 + unit;
+        let (head, unit, _) = sizes(&model);
+        let allowed = LAYERS * unit * 9 / 2 + head;
         prop_assert!((found - asked).abs() <= allowed as f64, "{asked} asked for, {found} cut");
         prop_assert!(units(&after).iter().all(|u| u % 8 == 0 && *u > 0));
         prop_assert!(heads(&after).iter().all(|h| !h.is_empty()));
@@ -123,19 +143,19 @@ fn what_goes_nowhere_goes_first() {
         let text = calibration(5, 2);
         assert_idle_parts_score_zero(&scores::from_weights(&model).expect("dense"));
         assert_idle_parts_score_zero(
-            &scores::fisher(&model, &text, &context(&model, None)).expect("runs"),
+            &scores::fisher(&model, &text, 0, &context(&model, None)).expect("runs"),
         );
         // Just these: one head and eight units.
         let (head, unit, total) = sizes(&model);
         let sparsity = (head + 8 * unit) as f64 / total as f64 - 1e-6;
-        for score in [Score::Weights, Score::Fisher] {
-            let prune = Prune { sparsity, score, repair: false, ..Prune::default() };
+        for (mode, rounds) in [(Mode::Weights, 1), (Mode::Text, 1), (Mode::Text, 2)] {
+            let prune = Prune { sparsity, mode, rounds, repair: false, ..Prune::default() };
             let (after, _) = pruned(&model, &prune, Some(&text));
             assert_eq!(heads(&after), [vec![0, 1, 2, 3], vec![0, 1, 3], vec![0, 1, 2, 3]]);
-            assert_eq!(units(&after), [24, 24, 16], "{family} {task:?} {score:?}");
+            assert_eq!(units(&after), [24, 24, 16], "{family} {task:?} {prune:?}");
             let batch = batch(6, &[5, 2]);
             let moved = distance(&answers(&after, &batch, None), &answers(&model, &batch, None));
-            assert!(moved < 1e-5, "{family} {task:?} {score:?}: {moved}");
+            assert!(moved < 1e-5, "{family} {task:?} {prune:?}: {moved}");
         }
     }
 }
@@ -146,8 +166,10 @@ fn the_strongest_units_stay() {
     let model = tiny("bert", Task::Bare, 7);
     let scores = scores::from_weights(&model).expect("dense");
     for sparsity in [0.1, 0.3, 0.6] {
-        for kept in search::by_layer(&model, &scores, sparsity).iter().zip(&scores.units) {
-            let (kept, scores) = (&kept.0.units, kept.1);
+        let budget = Budget::of_blocks(&model, sparsity);
+        let kept = search::by_layer(&model, &scores, &budget, budget.after(1, 1), 8);
+        for (kept, scores) in kept.iter().zip(&scores.units) {
+            let kept = &kept.units;
             assert!(kept.windows(2).all(|w| w[0] < w[1]));
             let least = kept.iter().map(|&u| scores[u]).fold(f64::INFINITY, f64::min);
             let gone = (0..FFN).filter(|u| !kept.contains(u));
@@ -160,7 +182,7 @@ fn the_strongest_units_stay() {
 fn fisher_scores_are_squared_gradients_by_text() {
     let model = tiny("electra", Task::SequenceClassification, 8);
     let text = calibration(9, 2);
-    let found = scores::fisher(&model, &text, &context(&model, None)).expect("runs");
+    let found = scores::fisher(&model, &text, 0, &context(&model, None)).expect("runs");
     let encoder = Encoder::new(&model).expect("a model that runs");
     let mut expected = [0.0f64; HEADS];
     for batch in &text.batches {
@@ -171,6 +193,151 @@ fn fisher_scores_are_squared_gradients_by_text() {
         }
     }
     assert_eq!(found.heads[1], expected);
+    assert!(found.gradients.heads.iter().chain(&found.gradients.units).all(Vec::is_empty));
+}
+
+#[test]
+fn gradients_are_kept_of_as_many_texts_as_asked_for() {
+    let model = tiny("bert", Task::SequenceClassification, 23);
+    let text = calibration(24, 4);
+    let texts: usize = text.batches.iter().map(|b| b.texts()).sum();
+    assert!(texts > 3, "a text to leave out");
+    for rows in [1, 3, texts, 2 * texts] {
+        let found = scores::fisher(&model, &text, rows, &context(&model, None)).expect("runs");
+        for (heads, units) in found.gradients.heads.iter().zip(&found.gradients.units) {
+            assert_eq!(heads.len(), rows.min(texts) * HEADS);
+            assert_eq!(units.len(), rows.min(texts) * FFN);
+        }
+    }
+    // All of them add up to the scores.
+    let found = scores::fisher(&model, &text, texts, &context(&model, None)).expect("runs");
+    let squares = |u: usize| {
+        let column = found.gradients.units[2].iter().skip(u).step_by(FFN);
+        column.map(|g| (*g as f64).powi(2)).sum::<f64>()
+    };
+    assert_eq!(found.units[2], (0..FFN).map(squares).collect::<Vec<_>>());
+}
+
+#[test]
+fn units_that_cancel_go_together() {
+    // By text.
+    let gradients = [
+        [1.0, 2.0, -2.0, 3.0], //
+        [1.0, 3.0, -3.0, -1.0],
+    ];
+    let scores = [2.0, 13.0, 13.0, 10.0];
+    let stay = |kept: &[usize]| rearrange(gradients.as_flattened(), &scores, kept);
+    // ‖0 + 3‖² = 16; 2 comes and 3 is taken out: ‖0 + 2‖² = 5; 1 comes and 0 is taken out: ‖1 + 2‖² = 0.
+    assert_eq!(stay(&[1, 2]), best(gradients.as_flattened(), 4, 2));
+    assert_eq!(stay(&[1, 2]), [0, 3]);
+    assert_eq!(stay(&[0, 1, 2, 3]), [0, 1, 2, 3]);
+    assert_eq!(stay(&[1, 2, 3]), [1, 2, 3]);
+    assert_eq!(stay(&[]), [0usize; 0]);
+}
+
+/// `‖Σ g_i‖²` over all that is not in `kept`.
+fn left(gradients: &[f32], n: usize, kept: &[usize]) -> f64 {
+    let gone = |row: &[f32]| {
+        (0..n).filter(|i| !kept.contains(i)).map(|i| row[i] as f64).sum::<f64>().powi(2)
+    };
+    gradients.chunks_exact(n).map(gone).sum()
+}
+
+/// The `count` that leave the least, of all there are.
+fn best(gradients: &[f32], n: usize, count: usize) -> Vec<usize> {
+    let sets = (0..1usize << n).filter(|set| set.count_ones() as usize == count);
+    let sets = sets.map(|set| (0..n).filter(|i| set >> i & 1 == 1).collect::<Vec<_>>());
+    sets.min_by(|a, b| left(gradients, n, a).total_cmp(&left(gradients, n, b))).expect("a set")
+}
+
+proptest! {
+    /// One pass over the units is a heuristic: it ends between where it started and the best there is.
+    #[test]
+    fn rearranging_is_never_worse_than_not(
+        n in 1..8usize,
+        numbers in proptest::collection::vec(-1.0..1.0f32, 8 * 5),
+        texts in 1..5usize,
+        count in 0..8usize,
+    ) {
+        let gradients = &numbers[..texts * n];
+        let square = |i: usize| gradients.iter().skip(i).step_by(n).map(|g| (*g as f64).powi(2)).sum();
+        let scores: Vec<f64> = (0..n).map(square).collect();
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+        let mut start = order[..count.min(n)].to_vec();
+        start.sort_unstable();
+        let found = rearrange(gradients, &scores, &start);
+        prop_assert_eq!(found.len(), start.len());
+        prop_assert!(found.windows(2).all(|w| w[0] < w[1]) && found.iter().all(|&i| i < n));
+        let least = left(gradients, n, &best(gradients, n, start.len()));
+        let now = left(gradients, n, &found);
+        prop_assert!(now <= left(gradients, n, &start) + 1e-5, "{start:?} to {found:?}");
+        prop_assert!(now >= least - 1e-5);
+    }
+}
+
+#[test]
+fn rearranging_keeps_the_counts() {
+    let model = tiny("bert", Task::SequenceClassification, 25);
+    let text = calibration(26, 4);
+    for shape in [Shape::Layers, Shape::Uniform] {
+        let prune = Prune {
+            shape,
+            rounds: 1,
+            rearrange: Rearrange::Never,
+            repair: false,
+            ..Prune::default()
+        };
+        let (without, _) = pruned(&model, &prune, Some(&text));
+        let (with, _) =
+            pruned(&model, &Prune { rearrange: Rearrange::Always, ..prune }, Some(&text));
+        assert_eq!(units(&with), units(&without));
+        let counts = |m: &Model| heads(m).iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(counts(&with), counts(&without));
+        assert_ne!(stored(&with), stored(&without));
+    }
+}
+
+/// The cut, and the repair, of each round start from the original's weights.
+#[test]
+fn a_round_that_cuts_nothing_changes_nothing() {
+    let model = tiny("bert", Task::SequenceClassification, 27);
+    let text = calibration(28, 4);
+    // Half a step of units: only the last round reaches it.
+    let (_, unit, total) = sizes(&model);
+    let sparsity = (LAYERS * 5 * unit) as f64 / total as f64;
+    for repair in [false, true] {
+        let one = Prune {
+            sparsity,
+            shape: Shape::Uniform,
+            rounds: 1,
+            rearrange: Rearrange::Never,
+            repair,
+            ..Prune::default()
+        };
+        let once = pruned(&model, &one, Some(&text)).0;
+        assert_eq!(units(&once), [16; LAYERS]);
+        let two = Prune { rounds: 2, ..one };
+        assert_eq!(stored(&pruned(&model, &two, Some(&text)).0), stored(&once));
+    }
+}
+
+#[test]
+fn the_note_says_what_was_done() {
+    let model = tiny("bert", Task::SequenceClassification, 29);
+    let text = calibration(30, 4);
+    let note = |prune: Prune, text| {
+        let work = prune.run(&mut model.clone(), &context(&model, text)).expect("runs");
+        work.notes.join(" ")
+    };
+    let plain = Prune { rounds: 1, rearrange: Rearrange::Never, repair: false, ..Prune::default() };
+    let full = Prune { rounds: 2, rearrange: Rearrange::Always, repair: true, ..Prune::default() };
+    let weights = Prune { mode: Mode::Weights, ..full.clone() };
+    insta::assert_snapshot!(note(plain.clone(), None), @"mode weights: variance that each head and unit adds, no repair");
+    insta::assert_snapshot!(note(full.clone(), None), @"mode weights: variance that each head and unit adds, repair of biases");
+    insta::assert_snapshot!(note(weights, Some(&text)), @"mode weights: variance that each head and unit adds, least-squares repair");
+    insta::assert_snapshot!(note(full, Some(&text)), @"mode text: Fisher scores of 32 texts (random tokens, no labels), 2 rounds, rearranged, least-squares repair");
+    assert_eq!(note(Prune { sparsity: 0.0, ..plain }, None), "");
 }
 
 /// Squared distance of the sums before every LayerNorm from those of `teacher`, by block: each model on
@@ -211,7 +378,14 @@ fn repair_on_text_brings_the_sums_closer() {
     for family in family::ALL {
         let model = tiny(family.model_type, Task::Bare, 11);
         for shape in [Shape::Layers, Shape::Uniform] {
-            let prune = Prune { sparsity: 0.25, shape, score: Score::Weights, repair: false };
+            let prune = Prune {
+                sparsity: 0.25,
+                shape,
+                mode: Mode::Weights,
+                rounds: 1,
+                repair: false,
+                ..Prune::default()
+            };
             let (cut, _) = pruned(&model, &prune, Some(&text));
             let (repaired, _) = pruned(&model, &Prune { repair: true, ..prune }, Some(&text));
             assert_eq!((heads(&cut), units(&cut)), (heads(&repaired), units(&repaired)));
@@ -275,7 +449,7 @@ fn changes_list_what_changed_and_nothing_else() {
 #[test]
 fn the_table_of_changes_is_for_people() {
     let model = with_idle_parts("bert", Task::Bare, 15);
-    let prune = Prune { sparsity: 0.09, score: Score::Weights, repair: false, ..Prune::default() };
+    let prune = Prune { sparsity: 0.09, mode: Mode::Weights, repair: false, ..Prune::default() };
     let (_, changes) = pruned(&model, &prune, None);
     insta::assert_snapshot!(report::markdown_changes(&changes), @r"
     | matrix | before | after | error |
@@ -312,14 +486,15 @@ fn a_pruned_model_is_read_back_as_it_was() {
 #[test]
 fn threads_change_no_byte() {
     let text = calibration(19, 5);
-    let run = |threads| {
+    let model = tiny("ernie", Task::SequenceClassification, 20);
+    let run = |threads, rounds| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-        pool.install(|| {
-            let model = tiny("ernie", Task::SequenceClassification, 20);
-            stored(&pruned(&model, &Prune::default(), Some(&text)).0)
-        })
+        let prune = Prune { rounds, rearrange: Rearrange::Always, ..Prune::default() };
+        pool.install(|| stored(&pruned(&model, &prune, Some(&text)).0))
     };
-    assert_eq!(run(1), run(2));
+    for rounds in [1, 3] {
+        assert_eq!(run(1, rounds), run(2, rounds));
+    }
 }
 
 #[test]
@@ -344,5 +519,19 @@ fn refusals_name_the_option_and_its_range() {
     insta::assert_snapshot!(refused(&with(f64::NAN)), @"pass `prune`: `sparsity` is NaN, expected a number in [0, 1)");
     insta::assert_snapshot!(refused(&with(-0.1)), @"pass `prune`: `sparsity` is -0.1, expected a number in [0, 1)");
     insta::assert_snapshot!(refused(&Prune { shape: Shape::Uniform, ..with(0.5) }), @"pass `prune`: `sparsity` is 0.5, expected at most 0.278 with shape=uniform, which keeps all heads");
-    insta::assert_snapshot!(refused(&Prune { score: Score::Fisher, ..with(0.5) }), @r#"pass `prune`: `score` is "fisher", without calibration text, expected a text by --calib, or score=weights"#);
+    insta::assert_snapshot!(refused(&Prune { mode: Mode::Text, ..with(0.5) }), @r#"pass `prune`: `mode` is "text", without calibration text, expected a text by --calib, or mode=weights"#);
+    insta::assert_snapshot!(refused(&Prune { mode: Mode::Train, ..with(0.5) }), @r#"pass `prune`: `mode` is "train", without text to train on, expected a file by --data, or mode=text"#);
+    let other = Prune::default;
+    insta::assert_snapshot!(refused(&Prune { rounds: 101, ..other() }), @"pass `prune`: `rounds` is 101, expected a number from 0 to 100");
+    insta::assert_snapshot!(refused(&Prune { round_to: 0, ..other() }), @"pass `prune`: `round_to` is 0, expected a number from 1 to 1024");
+    insta::assert_snapshot!(refused(&Prune { flops: 1.5, ..other() }), @"pass `prune`: `flops` is 1.5, expected a share that is left, in (0, 1]");
+    insta::assert_snapshot!(refused(&Prune { speedup: 0.5, ..other() }), @"pass `prune`: `speedup` is 0.5, expected a factor from 1 to 1000");
+    insta::assert_snapshot!(refused(&Prune { flops: 0.5, ..with(0.5) }), @"pass `prune`: `flops` is given beside sparsity, expected one target");
+    insta::assert_snapshot!(refused(&Prune { masks: "a".into(), params: 9, ..other() }), @"pass `prune`: `params` is given beside masks, expected one target");
+    insta::assert_snapshot!(refused(&Prune { batch: 0, ..other() }), @"pass `prune`: `batch` is 0, expected a number from 1 to 65536");
+    insta::assert_snapshot!(refused(&Prune { warmup: 2.0, ..other() }), @"pass `prune`: `warmup` is 2, expected a number in [0, 1]");
+    insta::assert_snapshot!(refused(&Prune { mask_rate: -1.0, ..other() }), @"pass `prune`: `mask_rate` is -1, expected a number in [0, 10]");
+    insta::assert_snapshot!(refused(&Prune { dropout: 1.0, ..other() }), @"pass `prune`: `dropout` is 1, expected a number in [0, 1)");
+    insta::assert_snapshot!(refused(&Prune { temperature: 0.0, ..other() }), @"pass `prune`: `temperature` is 0, expected a number in (0, 100]");
+    insta::assert_snapshot!(refused(&Prune { prediction: 0.0, hidden: 0.0, ..other() }), @"pass `prune`: `prediction` is 0, as `hidden` is, expected one above 0");
 }

@@ -84,7 +84,7 @@ fn a_bad_recipe_is_explained() {
         "prune(sparsity=high)",
         "prune(sparsity=0.5",
         "prune(sparsty=0.5)",
-        "prune(score=fisher)",
+        "prune(mode=text)",
         "prune(shape=round)",
         "prune,",
         "binarize(planes=0)",

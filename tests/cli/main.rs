@@ -12,6 +12,7 @@ mod help;
 mod identity;
 mod malformed;
 mod output;
+mod prune;
 mod reviews;
 mod stopped;
 mod support;

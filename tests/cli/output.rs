@@ -10,6 +10,23 @@ fn to<'a>(out: &'a str, options: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
+fn the_report_says_what_a_pass_went_by() {
+    let dir = Dir::with_tiny();
+    let found = |options: &str| {
+        dir.ok(&["--passes", &format!("prune({options})"), "model", "-o", "out", "--force"]);
+        let json = fs::read_to_string(dir.path("out/report.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let markdown = fs::read_to_string(dir.path("out/report.md")).unwrap();
+        let note = json["passes"][0]["notes"][0].as_str().map(str::to_string);
+        assert!(markdown.contains(&format!("\n\n{}.\n\n", note.clone()?)), "{markdown}");
+        note
+    };
+    assert!(found("mode=weights").unwrap().starts_with("mode weights: "));
+    assert!(found("").unwrap().starts_with("mode text: "));
+    assert_eq!(found("sparsity=0"), None);
+}
+
+#[test]
 fn a_folder_in_the_way_is_refused() {
     let dir = Dir::with_tiny();
     dir.ok(&to("full", &[]));
@@ -67,7 +84,7 @@ fn a_failed_forced_run_keeps_the_old_output() {
     dir.fails(6, &to("out", &["--force", "--eval", "nosuch.tsv"]));
     dir.fails(
         3,
-        &["--passes", "prune(score=fisher)", "--calib", "none", "model", "-o", "out", "--force"],
+        &["--passes", "prune(mode=text)", "--calib", "none", "model", "-o", "out", "--force"],
     );
     dir.ok(&["verify", "out"]);
 }

@@ -3,7 +3,7 @@
 mod finetuning;
 mod recovery;
 mod refusals;
-mod resuming;
+pub mod resuming;
 
 use crate::support::{Dir, reviews};
 use crate::tiny::{HIDDEN, Tiny};
@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 use std::fs;
 
 /// The arguments of a line as a user types it.
-fn words(line: &str) -> Vec<&str> {
+pub fn words(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()
 }
 
 /// The trained classifier of `fixtures/reviews` at `model`, with `train.tsv` and `dev.tsv`.
-fn with_reviews() -> Dir {
+pub fn with_reviews() -> Dir {
     let dir = Dir::new();
     fs::create_dir(dir.path("model")).unwrap();
     for file in fs::read_dir(reviews("model")).unwrap() {
@@ -30,11 +30,11 @@ fn with_reviews() -> Dir {
 }
 
 /// What a model of a folder is, read from its config.json.
-fn config(dir: &Dir, folder: &str) -> Value {
+pub fn config(dir: &Dir, folder: &str) -> Value {
     serde_json::from_slice(&fs::read(dir.path(folder).join("config.json")).unwrap()).unwrap()
 }
 
-fn report(dir: &Dir, folder: &str) -> Value {
+pub fn report(dir: &Dir, folder: &str) -> Value {
     serde_json::from_slice(&fs::read(dir.path(folder).join("report.json")).unwrap()).unwrap()
 }
 
@@ -59,7 +59,7 @@ fn metric(report: &Value, when: &str, name: &str) -> f64 {
 }
 
 /// Saves the encoder of [`Tiny`] under every kind of head, each at its name.
-fn save_every_head(dir: &Dir) {
+pub fn save_every_head(dir: &Dir) {
     Tiny::classifier().save(&dir.path("classifier"));
     let mut regression = Tiny::classifier();
     regression.config["id2label"] = json!({"0": "score"});
@@ -99,7 +99,7 @@ fn bare() -> Tiny {
 
 /// Writes examples in the words of [`Tiny`], 16 of each kind: `classes.tsv`, `scores.tsv`, `tags.jsonl`,
 /// `answers.jsonl`, and `texts.txt` without labels.
-fn write_examples(dir: &Dir) {
+pub fn write_examples(dir: &Dir) {
     let (things, verdicts) =
         (["film", "food", "we", "they"], ["good", "bad", "best", "very good", "worst"]);
     let (mut texts, mut classes) = (String::new(), "sentence\tlabel\n".to_string());

@@ -10,7 +10,7 @@ fn recovery_helps_and_the_report_says_how() {
     let dir = with_reviews();
     let examples = fs::read_to_string(dir.path("dev.tsv")).unwrap();
     dir.write("dev.tsv", examples.split_inclusive('\n').take(101).collect::<String>());
-    let run = "-q --passes prune(sparsity=0.7,repair=false),distill(steps=20,rate=0.0005) \
+    let run = "-q --passes prune(sparsity=0.7,repair=false,mode=text,rounds=1),distill(steps=20,rate=0.0005) \
                --calib-texts 48 --data train.tsv --data-texts 256 --eval dev.tsv model -o out";
     dir.ok(&words(run));
     dir.ok(&["verify", "out"]);
@@ -47,7 +47,7 @@ fn threads_change_no_byte_of_a_recovered_model() {
     let dir = with_reviews();
     let recipes = [
         "binarize(planes=1,rank=4),distill(steps=2)",
-        "prune(sparsity=0.5),distill(steps=2,method=theseus)",
+        "prune(sparsity=0.5,mode=text),distill(steps=2,method=theseus)",
         "distill(steps=2,dropout=0.2,accumulate=2,batch=16,bucket=2,embeddings=true,attention=1,\
          sinkhorn=1,relations=1,embedding=1,matching=dynamic)",
     ];
@@ -68,11 +68,11 @@ fn threads_change_no_byte_of_a_recovered_model() {
 fn dropout_and_the_seed_change_what_comes_out() {
     let dir = Dir::with_tiny();
     let made = [
-        "--passes prune(sparsity=0.5),distill(steps=3,rate=0.001)",
-        "--passes prune(sparsity=0.5),distill(steps=3,rate=0.001) --seed 1",
-        "--passes prune(sparsity=0.5),distill(steps=3,rate=0.001,dropout=0.5)",
-        "--passes prune(sparsity=0.5),distill(steps=3,rate=0.001,method=theseus)",
-        "--passes prune(sparsity=0.5),distill(steps=3,rate=0.001,task=0)",
+        "--passes prune(sparsity=0.5,mode=weights),distill(steps=3,rate=0.001)",
+        "--passes prune(sparsity=0.5,mode=weights),distill(steps=3,rate=0.001) --seed 1",
+        "--passes prune(sparsity=0.5,mode=weights),distill(steps=3,rate=0.001,dropout=0.5)",
+        "--passes prune(sparsity=0.5,mode=weights),distill(steps=3,rate=0.001,method=theseus)",
+        "--passes prune(sparsity=0.5,mode=weights),distill(steps=3,rate=0.001,task=0)",
     ];
     let made = made.iter().enumerate().map(|(i, options)| {
         let out = format!("out{i}");
@@ -164,7 +164,7 @@ fn every_head_is_recovered_with_labels_and_without() {
     for (head, labelled, expected) in HEADS {
         let train = |method: &str, data: &str| {
             let run = format!(
-                "-q --force --passes prune(sparsity=0.5),distill(steps=4{method}) \
+                "-q --force --passes prune(sparsity=0.5,mode=text),distill(steps=4{method}) \
                  --calib-texts 16 --data {data} {head} -o out"
             );
             dir.ok(&words(&run));
@@ -192,7 +192,7 @@ fn a_bare_encoder_keeps_its_pooler() {
     let dir = Dir::with_tiny();
     save_every_head(&dir);
     dir.ok(&words(
-        "-q --passes prune(sparsity=0.5),distill(steps=9,rate=0.001) --data data.tsv bare -o out",
+        "-q --passes prune(sparsity=0.5,mode=text),distill(steps=9,rate=0.001) --data data.tsv bare -o out",
     ));
     let (before, after) = (stored(&dir.path("bare")), stored(&dir.path("out")));
     assert!(before.keys().eq(after.keys()));

@@ -12,19 +12,19 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-const DISTILL: &str = "--passes distill(steps=2),prune(sparsity=0.5,repair=false),\
+const DISTILL: &str = "--passes distill(steps=2),prune(sparsity=0.5,repair=false,mode=text),\
      distill(steps=24,batch=16,dropout=0.1,evaluate=5) --calib-texts 16 --data train.tsv \
      --data-texts 48 model";
 const TRAIN: &str =
     "train model --data train.tsv --data-texts 48 --steps 24 --batch 16 --rate 0.001";
 
-fn start(dir: &Dir, command: &str, more: &str) -> Child {
+pub fn start(dir: &Dir, command: &str, more: &str) -> Child {
     let mut child = dir.command(&[words(command), words(more)].concat());
     child.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// Waits until the file of a state was written `times` times by the running `child`.
-fn await_state(child: &mut Child, file: &PathBuf, times: usize) {
+pub fn await_state(child: &mut Child, file: &PathBuf, times: usize) {
     // A state takes the old one's place, as another file.
     let seen = || fs::metadata(file).map(|m| (m.ino(), m.mtime(), m.mtime_nsec())).ok();
     let (mut last, mut left, start) = (seen(), times, Instant::now());
@@ -38,7 +38,7 @@ fn await_state(child: &mut Child, file: &PathBuf, times: usize) {
     }
 }
 
-fn stderr(mut child: Child) -> String {
+pub fn stderr(mut child: Child) -> String {
     let mut text = String::new();
     child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
     text
