@@ -149,6 +149,11 @@ fn pass_section(pass: &PassNote) -> String {
     for note in &pass.notes {
         out += &format!("\n\n{note}.");
     }
+    if !pass.figures.is_empty() {
+        let figures: Vec<String> =
+            pass.figures.iter().map(|(name, value)| format!("`{name}` {value:.4}")).collect();
+        out += &format!("\n\n{}.", figures.join(", "));
+    }
     for t in &pass.training {
         out += "\n\n";
         out += training(t).trim_end();
@@ -248,7 +253,7 @@ mod tests {
             changes: Vec::new(),
             training: vec![one("gates", None), one("distillation", Some(2))],
             notes: vec!["of one kind".into()],
-            figures: BTreeMap::new(),
+            figures: BTreeMap::from([("block_sparsity", 0.5)]),
         };
         insta::assert_snapshot!(pass_section(&pass).trim(), @r"
         ## Pass `prune`
@@ -256,6 +261,8 @@ mod tests {
         Parameters 4 to 2, stored bytes 16 to 8.
 
         of one kind.
+
+        `block_sparsity` 0.5000.
 
         Training (gates): 0 numbers on 0 texts of train.tsv, 2 steps of 0 texts, 0 tokens in all. 0 texts were held out to judge by.
 
