@@ -224,6 +224,7 @@ impl<'a> Distillation<'a> {
             depths.1,
         );
         if terms.hidden > 0.0 {
+            sum.add("hidden", 0.0, 0.0); // masks may leave no layer to compare
             let weight = terms.hidden / pairs.len().max(1) as f64;
             let found: Vec<_> = pairs.par_iter().map(|&(t, s)| compare(t, s)).collect();
             for (&(_, s), loss) in pairs.iter().zip(found) {
@@ -398,7 +399,12 @@ impl Objective for Distillation<'_> {
                 advice: "give `prediction` a weight above 0",
             });
         }
-        let own = sum.projection.map(|p| vec![p.weight, p.bias]).unwrap_or_default();
+        // Parameters of others may follow: the projection has its gradients even where no states were compared.
+        let own = match (sum.projection, &self.projection) {
+            (Some(grad), _) => vec![grad.weight, grad.bias],
+            (None, Some(p)) => vec![vec![0.0; p.weight.len()], vec![0.0; p.bias.len()]],
+            (None, None) => Vec::new(),
+        };
         Ok(Verdict { losses: sum.losses, signal: sum.signal, head: Some((student, sum.grad)), own })
     }
 

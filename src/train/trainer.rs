@@ -214,6 +214,7 @@ impl<'m> Trainer<'m> {
                 })
                 .collect();
             let mut own = objective.parameters();
+            assert_eq!(own.len(), self.own_grads.len(), "a gradient for every parameter");
             let clipped: Vec<bool> = own.iter().map(|(group, _)| group.clipped).collect();
             let norm = self.norm(&gradients, &clipped);
             // Beyond this the square of an element may be infinite, and AdamW stands still without a word.

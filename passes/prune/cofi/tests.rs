@@ -195,6 +195,28 @@ fn one_step_moves_what_is_trained_and_nothing_else() {
     assert!(moved(&cofi.logits.hidden, &before.0.hidden));
 }
 
+/// At a high sparsity a draw may leave no block at all, and so no state to compare.
+#[test]
+fn a_draw_without_blocks_mixes_no_gradients_up() {
+    let model = tiny("bert", Task::SequenceClassification, 290);
+    let data = dataset(4, 291);
+    let mut cofi = started(&model, &data, ALL, 0.9);
+    cofi.logits.attention.fill(-1e3);
+    cofi.logits.ffn.fill(-1e3);
+    let wanted = |part| matches!(part, Part::Layer(_) | Part::Head);
+    let mut trainer = Trainer::new(&model, wanted).expect("a model that trains");
+    let mut texts = crate::runtime::Batch::default();
+    for (row, text) in data.texts.iter().enumerate() {
+        texts.push(&text.ids, &text.type_ids, row);
+    }
+    let at = Moment::default();
+    let before = cofi.inner.projection.clone();
+    trainer.gather(&cofi, &texts, Dropout::default(), at).expect("runs");
+    trainer.update(&mut cofi, 1e-3, 0.0, 1.0).expect("finite");
+    assert!(cofi.inner.projection == before, "there was nothing to project");
+    assert!(cofi.lagrangian.lambdas != [-0.5, 0.2], "the constraint was not met");
+}
+
 #[test]
 fn settled_masks_are_in_whole_steps_and_within_the_budget() {
     let data = dataset(4, 210);
