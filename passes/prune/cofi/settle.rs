@@ -32,7 +32,8 @@ pub fn settle(cofi: &Cofi, step: usize, uniform: bool) -> Masks {
     if uniform {
         let layers = alive(&masks);
         let width = layers.iter().map(|&l| masks.units[l].len()).min().unwrap_or(0);
-        let mut count = width - width % step;
+        // A block that is narrower than a step stays as it is.
+        let mut count = if width < step { width } else { width - width % step };
         loop {
             for &l in &layers {
                 keep(&mut masks.units[l], &cofi.logits.units[l], count);
@@ -53,8 +54,10 @@ pub fn settle(cofi: &Cofi, step: usize, uniform: bool) -> Masks {
         let mut groups: Vec<(f32, usize, usize)> = Vec::new();
         for l in alive(&masks) {
             let count = open(&masks.units[l]);
-            if count > step {
-                groups.push((mean_at(&cofi.logits.units[l], count - step, count), l, count - step));
+            // A whole block may be no multiple of the step.
+            let fewer = count.saturating_sub(1) / step * step;
+            if fewer > 0 {
+                groups.push((mean_at(&cofi.logits.units[l], fewer, count), l, fewer));
             }
         }
         if let Some(&(_, l, count)) = groups.iter().min_by(|a, b| a.0.total_cmp(&b.0)) {

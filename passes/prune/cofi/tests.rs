@@ -280,6 +280,22 @@ fn uniform_masks_have_one_width() {
     assert_eq!(open(&masks.units[0]), open(&masks.units[2]));
     let found = cofi.budget.sparsity(&cofi.hard(&masks));
     assert!((0.5..0.6).contains(&found), "{found}");
+    // No block is emptied because it is narrower than a step.
+    let masks = settle(&cofi, 2 * FFN, true);
+    assert_eq!((open(&masks.units[0]), open(&masks.units[2])), (FFN, FFN));
+}
+
+#[test]
+fn widths_that_no_step_divides_are_cut_to_whole_steps() {
+    let data = dataset(4, 225);
+    let model = tiny("bert", Task::SequenceClassification, 226);
+    let cofi = started(&model, &data, ALL, 0.3);
+    let step = 7;
+    assert!(FFN % step != 0);
+    let masks = settle(&cofi, step, false);
+    let widths: Vec<usize> = masks.units.iter().map(|row| open(row)).collect();
+    assert!(widths.iter().all(|&w| w == FFN || w % step == 0), "{widths:?}");
+    assert!(widths.iter().any(|&w| w < FFN), "{widths:?}");
 }
 
 #[test]
