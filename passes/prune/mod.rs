@@ -191,6 +191,10 @@ impl Pass for Prune {
         if let (Some(first), Some(second)) = (named.next(), named.next()) {
             return Err(refusal(first, format!("given beside {second}"), "one target"));
         }
+        if !self.masks.is_empty() && self.mode != Mode::Auto {
+            let found = format!("{:?}", self.mode).to_lowercase() + ", beside masks";
+            return Err(refusal("mode", found, "mode=auto where masks are given"));
+        }
         if !(0.0..=1.0).contains(&self.flops) {
             return Err(refusal(
                 "flops",

@@ -44,7 +44,13 @@ pub fn check_uniform(model: &Model, budget: &Budget, step: usize) -> Result<()> 
     if budget.target <= most {
         return Ok(());
     }
-    let expected = format!("at most {most:.3} with shape=uniform, which keeps all heads");
+    let range = match budget.option {
+        "params" => format!("at least {:.0}", (1.0 - most) * budget.whole),
+        "flops" => format!("at least {:.3}", 1.0 - most),
+        "speedup" => format!("at most {:.3}", 1.0 / (1.0 - most)),
+        _ => format!("at most {most:.3}"),
+    };
+    let expected = format!("{range} with shape=uniform, which keeps all heads");
     Err(refusal(budget.option, budget.asked.clone(), &expected))
 }
 

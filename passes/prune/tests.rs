@@ -519,6 +519,8 @@ fn refusals_name_the_option_and_its_range() {
     insta::assert_snapshot!(refused(&with(f64::NAN)), @"pass `prune`: `sparsity` is NaN, expected a number in [0, 1)");
     insta::assert_snapshot!(refused(&with(-0.1)), @"pass `prune`: `sparsity` is -0.1, expected a number in [0, 1)");
     insta::assert_snapshot!(refused(&Prune { shape: Shape::Uniform, ..with(0.5) }), @"pass `prune`: `sparsity` is 0.5, expected at most 0.278 with shape=uniform, which keeps all heads");
+    let flops = Prune { shape: Shape::Uniform, flops: 0.5, ..Prune::default() };
+    assert!(refused(&flops).starts_with("pass `prune`: `flops` is 0.5, expected at least 0."));
     insta::assert_snapshot!(refused(&Prune { mode: Mode::Text, ..with(0.5) }), @r#"pass `prune`: `mode` is "text", without calibration text, expected a text by --calib, or mode=weights"#);
     insta::assert_snapshot!(refused(&Prune { mode: Mode::Train, ..with(0.5) }), @r#"pass `prune`: `mode` is "train", without text to train on, expected a file by --data, or mode=text"#);
     let other = Prune::default;
@@ -528,6 +530,7 @@ fn refusals_name_the_option_and_its_range() {
     insta::assert_snapshot!(refused(&Prune { speedup: 0.5, ..other() }), @"pass `prune`: `speedup` is 0.5, expected a factor from 1 to 1000");
     insta::assert_snapshot!(refused(&Prune { flops: 0.5, ..with(0.5) }), @"pass `prune`: `flops` is given beside sparsity, expected one target");
     insta::assert_snapshot!(refused(&Prune { masks: "a".into(), params: 9, ..other() }), @"pass `prune`: `params` is given beside masks, expected one target");
+    insta::assert_snapshot!(refused(&Prune { masks: "a".into(), mode: Mode::Train, ..other() }), @"pass `prune`: `mode` is train, beside masks, expected mode=auto where masks are given");
     insta::assert_snapshot!(refused(&Prune { batch: 0, ..other() }), @"pass `prune`: `batch` is 0, expected a number from 1 to 65536");
     insta::assert_snapshot!(refused(&Prune { warmup: 2.0, ..other() }), @"pass `prune`: `warmup` is 2, expected a number in [0, 1]");
     insta::assert_snapshot!(refused(&Prune { mask_rate: -1.0, ..other() }), @"pass `prune`: `mask_rate` is -1, expected a number in [0, 10]");
