@@ -141,7 +141,7 @@ mod tests {
                 let gradient: Vec<f32> =
                     gradient.into_iter().zip(logits.iter()).map(chain).collect();
                 state.update(logits, &gradient, &step(0.01, count));
-                gates::clamp(logits);
+                gates::clamp(logits, -gates::BOUND);
             }
             let before = lagrangian.lambdas[1];
             let gradients = lagrangian.lambda_gradients(s, t);

@@ -73,9 +73,9 @@ pub fn deterministic(row: &[f32]) -> Vec<f32> {
     mask
 }
 
-/// Brings logits back within [`BOUND`], where their gradients do not vanish.
-pub fn clamp(logits: &mut [f32]) {
-    logits.iter_mut().for_each(|logit| *logit = logit.clamp(-BOUND, BOUND));
+/// Brings logits back within [`BOUND`], where their gradients do not vanish; `least` may be further down.
+pub fn clamp(logits: &mut [f32], least: f32) {
+    logits.iter_mut().for_each(|logit| *logit = logit.clamp(least, BOUND));
 }
 
 fn sigmoid(x: f32) -> f32 {
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn logits_stay_in_bounds() {
         let mut logits = [10.0, -10.0, 0.5];
-        clamp(&mut logits);
+        clamp(&mut logits, -BOUND);
         assert_eq!(logits, [100f32.ln(), -(100f32.ln()), 0.5]);
     }
 }

@@ -470,7 +470,8 @@ fn training_is_reported_and_the_same_on_any_number_of_threads() {
     let steps: Vec<u64> = trainings.iter().map(|t| t["steps"].as_u64().unwrap()).collect();
     assert_eq!(steps, [240, 300]);
     let note = pass["notes"][0].as_str().unwrap();
-    assert!(note.starts_with("mode train (CoFi): sparsity 0.4"), "{note}");
+    assert!(note.starts_with("mode train (CoFi, from "), "{note}");
+    assert!(note.contains("): sparsity 0.4000 asked for"), "{note}");
     let figures = pass["figures"].as_object().unwrap();
     let names: Vec<&str> = figures.keys().map(String::as_str).collect();
     insta::assert_snapshot!(names.join(" "), @"block_sparsity cofi_expected_sparsity cofi_hard_sparsity encoder_sparsity");

@@ -22,6 +22,8 @@ pub struct Cofi<'a> {
     pub gated: Gated,
     pub lagrangian: Lagrangian,
     pub budget: Budget,
+    /// Logits go no lower; see [`super::CLOSED`].
+    pub least: f32,
     /// What the model has, gates or not.
     pub there: Open,
     pub warmup: Warmup,
@@ -253,7 +255,8 @@ impl Objective for Cofi<'_> {
     }
 
     fn updated(&mut self) {
-        rows_mut(&mut self.logits, self.gated).into_iter().for_each(|row| gates::clamp(row));
+        let least = self.least;
+        rows_mut(&mut self.logits, self.gated).into_iter().for_each(|row| gates::clamp(row, least));
     }
 
     fn judge(&self, encoder: &Encoder) -> Result<Option<f64>> {

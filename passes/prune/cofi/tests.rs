@@ -72,6 +72,7 @@ fn started<'a>(model: &'a Model, data: &'a Dataset, gated: Gated, target: f64) -
         there: Open::all(model),
         warmup: Warmup { from: target, to: target, steps: 1 },
         decided: u32::MAX,
+        least: -gates::BOUND,
         rates: [0.1, 0.01],
         seed: 9,
     }
@@ -310,7 +311,8 @@ fn training_reaches_the_budget_for_every_family() {
         assert!((0.5..0.62).contains(&gone), "{}: {gone}", family.model_type);
         assert_eq!(work.training.len(), 2);
         assert!(
-            work.notes[0].starts_with("mode train (CoFi): sparsity 0.5000 asked for"),
+            work.notes[0]
+                .starts_with("mode train (CoFi, from all gates open): sparsity 0.5000 asked for"),
             "{:?}",
             work.notes
         );
