@@ -35,7 +35,7 @@ const MAX_ROUNDS: usize = 100;
 
 pub const ENTRY: Entry = Entry::new::<Prune>(
     "prune",
-    "cut attention heads and feed-forward units out of every layer",
+    "cut heads, feed-forward units, blocks and hidden dimensions",
     include_str!("README.md"),
     &[],
 );

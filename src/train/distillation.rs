@@ -45,6 +45,24 @@ pub struct Terms {
     pub similarity: f64,
 }
 
+impl Default for Terms {
+    /// No term at all, at the temperature that predictions usually have.
+    fn default() -> Self {
+        Terms {
+            temperature: 2.0,
+            prediction: 0.0,
+            hidden: 0.0,
+            matching: Matching::Dynamic,
+            embedding: 0.0,
+            relations: 0.0,
+            attention: 0.0,
+            task: 0.0,
+            sinkhorn: 0.0,
+            similarity: 0.0,
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Distillation<'a> {

@@ -116,12 +116,7 @@ impl<'a> Loops<'a> {
             prediction: self.prune.prediction,
             hidden: self.prune.hidden,
             matching: self.prune.matching,
-            embedding: 0.0,
-            relations: 0.0,
-            attention: 0.0,
-            task: 0.0,
-            sinkhorn: 0.0,
-            similarity: 0.0,
+            ..Terms::default()
         };
         let cx = self.cx;
         let mut inner =

@@ -52,12 +52,7 @@ fn started<'a>(model: &'a Model, data: &'a Dataset, gated: Gated, target: f64) -
         prediction: 0.5,
         hidden: 0.5,
         matching: crate::train::losses::Matching::Dynamic,
-        embedding: 0.0,
-        relations: 0.0,
-        attention: 0.0,
-        task: 0.0,
-        sinkhorn: 0.0,
-        similarity: 0.0,
+        ..Terms::default()
     };
     let mut inner =
         Distillation::new(terms, model, model, data, &[], 1).expect("a teacher that runs");

@@ -248,12 +248,7 @@ fn a_model_is_judged_through_masks_as_if_it_had_been_cut() {
         prediction: 1.0,
         hidden: 0.0,
         matching: Matching::Uniform,
-        embedding: 0.0,
-        relations: 0.0,
-        attention: 0.0,
-        task: 0.0,
-        sinkhorn: 0.0,
-        similarity: 0.0,
+        ..Terms::default()
     };
     let held = [0, 1, 2];
     let objective = Distillation::new(terms, &teacher, &teacher, &data, &held, 0).expect("texts");
