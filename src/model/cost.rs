@@ -96,27 +96,110 @@ pub fn bits_per_weight(model: &Model) -> f64 {
 
 /// Multiply-accumulates of one forward pass over `batch` texts of `tokens` tokens each: linear layers
 /// and attention products. FLOPs are twice this. A packed matrix counts as the dense one that it is
-/// expanded to; LayerNorm, softmax and activations are not counted.
+/// expanded to; LayerNorm, softmax and activations are not counted. What the runtime leaves out is not counted
+/// either: tokens that a schedule drops, and all but the first token in the last layer where only that is read.
 pub fn macs(model: &Model, batch: usize, tokens: usize) -> u64 {
+    batch as u64 * layer_macs(model, model.tokens.as_ref(), tokens) + around(model, batch, tokens)
+}
+
+/// As [`macs`], of one text, with every token in every layer: a cost that is linear in heads and units.
+pub fn whole_macs(model: &Model, tokens: usize) -> u64 {
+    through_layers(model, None, tokens, Reads::Every) + around(model, 1, tokens)
+}
+
+/// Embeddings and head.
+fn around(model: &Model, batch: usize, tokens: usize) -> u64 {
     let rows = (batch * tokens) as u64;
-    let product = |linear: &Linear, rows: u64| rows * linear.weight.params() as u64;
-    let mut macs = model.embeddings.project.as_ref().map_or(0, |p| product(p, rows));
-    for layer in &model.layers {
-        macs += layer.linears().iter().map(|(_, l)| product(l, rows)).sum::<u64>();
+    model.embeddings.project.as_ref().map_or(0, |p| product(p, batch * tokens))
+        + match &model.head {
+            Head::SequenceClassification { dense, out, .. } => {
+                product(dense, batch) + product(out, batch)
+            }
+            Head::TokenClassification { out } | Head::QuestionAnswering { out } => {
+                product(out, batch * tokens)
+            }
+            Head::MaskedLm { dense, .. } => {
+                product(dense, batch * tokens) + rows * model.embeddings.word.params() as u64
+            }
+            Head::Embedding { .. } => 0,
+            Head::Bare { pooler } => pooler.as_ref().map_or(0, |p| product(p, batch)),
+        }
+}
+
+/// Of [`macs`], those of the layers, for one text, under `schedule` in the place of the model's.
+///
+/// A layer that drops tokens has keys and values of all `n`, and the rest of the `m` that go on: queries (ranked by
+/// the first token's attention; by all attention, of all, and all scores), context, output projection and
+/// feed-forward block. Where the head reads every token, they go after the whole layer.
+///
+/// # Panics
+/// If `tokens` is 0.
+pub fn layer_macs(model: &Model, schedule: Option<&TokenSchedule>, tokens: usize) -> u64 {
+    through_layers(model, schedule, tokens, model.reads())
+}
+
+fn through_layers(
+    model: &Model,
+    schedule: Option<&TokenSchedule>,
+    tokens: usize,
+    reads: Reads,
+) -> u64 {
+    let whole = || vec![tokens; model.layers.len() + 1];
+    let lengths = schedule.map_or_else(whole, |s| s.lengths(tokens));
+    let lengths: Vec<f64> = lengths.into_iter().map(|n| n as f64).collect();
+    let ranked = |l: usize| schedule.filter(|s| s.layers[l].is_some()).map(|s| s.score);
+    // Every term is a whole number below 2^53.
+    through(model, &lengths, ranked, reads) as u64
+}
+
+/// As [`layer_macs`] of lengths that are expected: of the tokens that enter each layer and those that leave the last.
+/// Layer `l` ranks its tokens by `ranked(l)`, if it does.
+pub fn expected_macs(
+    model: &Model,
+    lengths: &[f64],
+    ranked: impl Fn(usize) -> Option<Score>,
+) -> f64 {
+    through(model, lengths, ranked, model.reads())
+}
+
+fn through(
+    model: &Model,
+    lengths: &[f64],
+    ranked: impl Fn(usize) -> Option<Score>,
+    reads: Reads,
+) -> f64 {
+    let params = |linear: &Linear| linear.weight.params() as f64;
+    let last = model.layers.iter().rposition(|l| l.attention.is_some());
+    let mut macs = 0.0;
+    for (l, (layer, lengths)) in model.layers.iter().zip(lengths.windows(2)).enumerate() {
+        // Behind the last layer where tokens see each other.
+        let alone = |l: usize| reads == Reads::First && last.is_none_or(|last| l > last);
+        let n = if alone(l) { 1.0 } else { lengths[0] };
+        let firsts = alone(l + 1);
+        // Of these the layer computes all.
+        let m = match reads {
+            Reads::Every => n,
+            _ if firsts => 1.0,
+            _ => lengths[1],
+        };
         if let Some(a) = &layer.attention {
-            macs += 2 * rows * tokens as u64 * (a.heads.len() * a.head_dim) as u64;
+            let square = |rows: f64| rows * n * (a.heads.len() * a.head_dim) as f64;
+            macs += n * (params(&a.key) + params(&a.value)) + square(m) + m * params(&a.output);
+            let queries = match ranked(l).filter(|_| reads != Reads::Every && !firsts) {
+                Some(Score::Received) => n,
+                Some(Score::First) => 1.0 + m,
+                None => m,
+            };
+            macs += queries * params(&a.query) + square(queries);
+        }
+        if let Some(f) = &layer.ffn {
+            macs += m * (params(&f.up) + params(&f.down));
         }
     }
-    let texts = batch as u64;
-    macs + match &model.head {
-        Head::SequenceClassification { dense, out, .. } => {
-            product(dense, texts) + product(out, texts)
-        }
-        Head::TokenClassification { out } | Head::QuestionAnswering { out } => product(out, rows),
-        Head::MaskedLm { dense, .. } => {
-            product(dense, rows) + rows * model.embeddings.word.params() as u64
-        }
-        Head::Embedding { .. } => 0,
-        Head::Bare { pooler } => pooler.as_ref().map_or(0, |p| product(p, texts)),
-    }
+    macs
+}
+
+/// Of one linear layer over `rows` rows.
+fn product(linear: &Linear, rows: usize) -> u64 {
+    rows as u64 * linear.weight.params() as u64
 }

@@ -63,7 +63,9 @@ impl Model {
             None => head(&mut reader, family)?,
         };
         let unused = reader.unused(family)?;
-        let model = Model { embeddings, layers, relative_bias, head, unused, config, family };
+        let tokens = structure.tokens.clone();
+        let model =
+            Model { embeddings, layers, relative_bias, head, tokens, unused, config, family };
         for tensor in model.tensors() {
             tensor.check_finite()?;
             // What is needed is read again; a large table is needed by a few rows.

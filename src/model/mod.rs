@@ -18,6 +18,7 @@ pub mod slice;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+pub mod tokens;
 
 pub use binary::{Binary, LowRank};
 pub use config::{Config, Task};
@@ -25,6 +26,7 @@ pub use family::{Activation, Family};
 pub use head::{Head, PoolMode};
 pub use linear::{Linear, Norm, Weight};
 pub use places::{Part, Place};
+pub use tokens::{Reads, Score, TokenSchedule};
 
 use crate::checkpoint::Tensor;
 use crate::{Error, Result};
@@ -39,6 +41,8 @@ pub struct Model {
     /// MPNet: `[32, heads]`, added to attention scores by bucketed distance, in every layer.
     pub relative_bias: Option<Tensor>,
     pub head: Head,
+    /// Which tokens layers drop; `None`: none.
+    pub tokens: Option<TokenSchedule>,
     /// Tensors that the model does not use, kept as they are (unused poolers, position ids, copies
     /// of the tied word table).
     pub unused: Vec<Tensor>,
@@ -182,6 +186,20 @@ impl Model {
                 _ => Ok(()),
             }
         };
+        if let Some(tokens) = &self.tokens {
+            let cuts = tokens.layers.iter().zip(&self.layers).enumerate();
+            let blind = |(l, (cut, layer)): (usize, (&Option<_>, &Layer))| {
+                let heads = layer.attention.as_ref().is_some_and(|a| !a.heads.is_empty());
+                (cut.is_some() && !heads).then_some(l)
+            };
+            if let Some(layer) = cuts.filter_map(blind).next() {
+                return Err(Error::Mismatch {
+                    found: format!("layer {layer} drops tokens and has no attention head"),
+                    expected: "tokens are ranked by the attention of their layer".into(),
+                    advice: "run `tokens` after the passes that remove heads",
+                });
+            }
+        }
         for layer in &self.layers {
             if let Some(a) = &layer.attention {
                 let width = a.heads.len() * a.head_dim;

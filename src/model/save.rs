@@ -12,6 +12,7 @@ pub const FORMAT_VERSION: u64 = 1;
 pub(super) struct Structure {
     layers: Vec<(Option<Vec<usize>>, Option<usize>)>,
     groups: BTreeMap<String, usize>,
+    pub tokens: Option<TokenSchedule>,
 }
 
 impl Structure {
@@ -19,7 +20,11 @@ impl Structure {
     pub fn read(config: &Config) -> Result<Structure> {
         let whole = (Some((0..config.heads).collect()), Some(config.ffn));
         let Some(entry) = config.raw.get("compress") else {
-            return Ok(Structure { layers: vec![whole; config.layers], groups: BTreeMap::new() });
+            return Ok(Structure {
+                layers: vec![whole; config.layers],
+                groups: BTreeMap::new(),
+                tokens: None,
+            });
         };
         let bad = |key: String, found: &Value, expected: String| Error::Config {
             key: format!("compress.{key}"),
@@ -67,7 +72,8 @@ impl Structure {
                 groups.insert(name.clone(), group as usize);
             }
         }
-        Ok(Structure { layers, groups })
+        let tokens = TokenSchedule::read(&entry["tokens"], config.layers)?;
+        Ok(Structure { layers, groups, tokens })
     }
 
     /// The heads left in a layer; `None` when its attention is gone.
@@ -105,7 +111,10 @@ impl Model {
         };
         let packed = self.packed();
         let narrower = config.hidden < config.pooled;
-        let untouched = raw.get("compress").is_none() && packed.is_empty() && !narrower;
+        let untouched = raw.get("compress").is_none()
+            && packed.is_empty()
+            && !narrower
+            && self.tokens.is_none();
         if untouched && self.layers.iter().all(whole) && recipe.is_null() {
             return raw;
         }
@@ -128,6 +137,9 @@ impl Model {
         if narrower {
             raw["compress"]["hidden"] = json!(config.hidden);
         }
+        if let Some(tokens) = &self.tokens {
+            raw["compress"]["tokens"] = tokens.to_json();
+        }
         raw[self.family.keys.layers] = json!(config.layers);
         if let Some(width) = self.uniform_ffn() {
             raw[self.family.keys.ffn] = json!(width);
@@ -149,6 +161,12 @@ impl Model {
             let digits = name[at..].find('.').unwrap_or(0);
             name.replace_range(at..at + digits, &to.to_string());
         };
+        if let Some(tokens) = &mut model.tokens {
+            let cuts = tokens.layers.drain(..).zip(&model.layers);
+            let mut left: Vec<_> = cuts.filter(|(_, l)| full(l)).map(|(cut, _)| cut).collect();
+            left.resize(left.len().max(1), None);
+            tokens.layers = left;
+        }
         model.layers.retain(full);
         if model.layers.is_empty() {
             model.layers.push(Layer { attention: None, ffn: None });
@@ -175,9 +193,15 @@ impl Model {
         widths.all(|w| w == Some(first)).then_some(first).filter(|&w| w > 0)
     }
 
-    /// Whether stock Transformers classes load the tensors: nothing packed, all heads left, one
-    /// feed-forward width, no block gone but with its layer.
+    /// Whether stock Transformers classes load the model and compute what it computes: the tensors, and no tokens
+    /// dropped on the way.
     pub fn loads_natively(&self) -> bool {
+        self.tensors_load_natively() && self.tokens.is_none()
+    }
+
+    /// Whether stock Transformers classes load the tensors: nothing packed, all heads left, one feed-forward
+    /// width, no block gone but with its layer. Of a schedule of tokens they know nothing, and compute all.
+    pub fn tensors_load_natively(&self) -> bool {
         let heads = |l: &Layer| {
             l.attention.as_ref().is_some_and(|a| a.heads.len() == self.config.heads)
                 || l.ffn.is_none() && l.attention.is_none()

@@ -38,6 +38,23 @@ impl Batch {
         }
     }
 
+    /// The tokens at `kept`, ascending, each at the position that it had. Texts may lose all of theirs.
+    pub fn select(&self, kept: &[usize]) -> Batch {
+        let pick = |values: &[u32]| kept.iter().map(|&t| values[t]).collect();
+        Batch {
+            ids: pick(&self.ids),
+            type_ids: pick(&self.type_ids),
+            positions: pick(&self.positions),
+            starts: self.starts.iter().map(|&s| kept.partition_point(|&t| t < s)).collect(),
+            rows: self.rows.clone(),
+        }
+    }
+
+    /// The first token of each text.
+    pub fn firsts(&self) -> &[usize] {
+        &self.starts[..self.texts()]
+    }
+
     /// Appends a text of token `ids`, `row` of its data.
     ///
     /// # Panics

@@ -3,7 +3,8 @@
 use super::kernels::{self, Mat, MatMut};
 use crate::Result;
 use crate::model::{
-    Activation, Attention, FeedForward, Head, Layer, Linear, Model, Norm, PoolMode, Weight,
+    Activation, Attention, FeedForward, Head, Layer, Linear, Model, Norm, PoolMode, TokenSchedule,
+    Weight,
 };
 use std::borrow::Cow;
 
@@ -22,6 +23,8 @@ pub struct Encoder<'m> {
     /// `[32, heads]`
     pub relative_bias: Option<Cow<'m, [f32]>>,
     pub layers: Vec<RunLayer<'m>>,
+    /// Which tokens layers drop: the model's schedule, or one that is tried.
+    pub tokens: Option<TokenSchedule>,
     pub head: RunHead<'m>,
 }
 
@@ -242,6 +245,7 @@ impl<'m> Encoder<'m> {
             project: None,
             relative_bias: None,
             layers: Vec::new(),
+            tokens: None,
             head: RunHead::Bare { pooler: None },
         }
     }
@@ -318,6 +322,7 @@ impl<'m> Encoder<'m> {
             project: e.project.as_ref().map(Dense::new).transpose()?,
             relative_bias: model.relative_bias.as_ref().map(|t| t.to_f32()).transpose()?,
             layers,
+            tokens: model.tokens.clone(),
             head,
         })
     }

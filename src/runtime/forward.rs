@@ -2,11 +2,13 @@
 
 use super::Batch;
 use super::encoder::{Encoder, RunAttention, RunFeedForward, RunHead, RunLayer, add_table_row};
+use super::fast::Ranks;
 use super::kernels::{self, Mat, MatMut};
 use super::masked::{Channels, apply_norm, block_output, scale};
+use super::tokens::{Frozen, States};
 use crate::model::family::Positions;
 use crate::model::slice::Masks;
-use crate::model::{Model, PoolMode};
+use crate::model::{Model, PoolMode, Reads};
 use crate::{Error, Result};
 
 /// The linear layers of a layer, by the input they share.
@@ -29,14 +31,53 @@ pub trait Observer {
     fn attention(&mut self, _layer: usize, _head: usize, _text: usize, _probs: &[f32]) {}
 
     /// Hidden state `index`, `[tokens, hidden]`: 0 after the embeddings, `l + 1` after layer `l`.
+    ///
+    /// Under a token schedule, of the tokens that entered layer `l`.
     fn hidden(&mut self, _index: usize, _x: &[f32]) {}
+
+    /// Of the tokens that entered `layer`, those at `kept` go on. Comes after the layer's hidden state.
+    fn kept(&mut self, _layer: usize, _kept: &[usize]) {}
+
+    /// Whether it looks at all. Where nobody does, what no head reads is not computed.
+    fn watches(&self) -> bool {
+        true
+    }
 }
 
 /// Watches nothing.
 #[derive(Debug)]
 pub struct NoObserver;
 
-impl Observer for NoObserver {}
+impl Observer for NoObserver {
+    fn watches(&self) -> bool {
+        false
+    }
+}
+
+/// Has everything computed, and looks at nothing.
+#[derive(Debug)]
+pub struct Everything;
+
+impl Observer for Everything {}
+
+/// Looks on for another, and ranks tokens by the way.
+struct Watch<'a, 'b> {
+    observer: &'a mut dyn Observer,
+    ranks: Option<Ranks<'b>>,
+}
+
+impl Observer for Watch<'_, '_> {
+    fn linear_input(&mut self, layer: usize, site: Site, x: &[f32]) {
+        self.observer.linear_input(layer, site, x);
+    }
+
+    fn attention(&mut self, layer: usize, head: usize, text: usize, probs: &[f32]) {
+        self.observer.attention(layer, head, text, probs);
+        if let Some(ranks) = &mut self.ranks {
+            ranks.add(text, probs);
+        }
+    }
+}
 
 /// What the head says.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,26 +113,47 @@ impl Encoder<'_> {
         masks: Option<&Masks>,
         observer: &mut dyn Observer,
     ) -> Result<Output> {
-        Ok(self.answer(batch, &self.hidden(batch, masks, observer)?, masks))
+        let states = self.hidden(batch, masks, observer)?;
+        Ok(self.answer(&states.batch, &states.x, masks))
     }
 
-    /// The last hidden state, `[tokens, hidden]`.
+    /// The last hidden state, of the tokens that the head reads at least.
     ///
     /// # Errors
     /// As [`Encoder::forward`].
-    pub fn hidden(
+    pub fn hidden<'b>(
         &self,
-        batch: &Batch,
+        batch: &'b Batch,
         masks: Option<&Masks>,
         observer: &mut dyn Observer,
-    ) -> Result<Vec<f32>> {
-        let mut x = self.embed_under(batch, masks)?;
-        observer.hidden(0, &x);
-        for (l, layer) in self.layers.iter().enumerate() {
-            x = self.layer(l, layer, x, batch, masks, observer);
-            observer.hidden(l + 1, &x);
+    ) -> Result<States<'b>> {
+        if masks.is_none() && !observer.watches() {
+            return Ok(self.finish(0, self.embed(batch)?, batch));
         }
-        Ok(x)
+        let mut states = States::of(self.embed_under(batch, masks)?, batch);
+        let mut frozen = (self.model.reads() == Reads::Every).then(|| Frozen::new(batch));
+        observer.hidden(0, &states.x);
+        for (l, layer) in self.layers.iter().enumerate() {
+            let schedule = self.tokens.as_ref().filter(|s| s.layers[l].is_some());
+            let ranks = schedule.map(|s| Ranks::new(s, l, layer, &states.batch));
+            let mut watch = Watch { observer: &mut *observer, ranks };
+            let x = std::mem::take(&mut states.x);
+            let x = self.layer(l, layer, x, &states.batch, masks, &mut watch);
+            let kept = watch.ranks.map(|ranks| ranks.kept());
+            observer.hidden(l + 1, &x);
+            states.x = x;
+            if let Some(kept) = kept {
+                observer.kept(l, &kept);
+                if let Some(frozen) = &mut frozen {
+                    frozen.drop(&states.x, &kept);
+                }
+                states = states.select(&kept);
+            }
+        }
+        Ok(match frozen {
+            Some(frozen) => frozen.thaw(&states.x),
+            None => states,
+        })
     }
 
     /// One layer over `x`, `[tokens, hidden]`.
@@ -296,7 +358,7 @@ impl Encoder<'_> {
         Some(bias)
     }
 
-    /// What the head says of the last hidden state, `[tokens, hidden]`.
+    /// What the head says of the last hidden state, `[tokens, hidden]`, of the tokens of `batch`.
     pub fn answer(&self, batch: &Batch, x: &[f32], masks: Option<&Masks>) -> Output {
         let hidden = self.model.config.hidden;
         let firsts = || -> Vec<f32> {

@@ -5,13 +5,15 @@
 
 mod batch;
 mod encoder;
+pub mod fast;
 mod forward;
 pub mod kernels;
 pub mod masked;
 #[cfg(test)]
 mod tests;
+pub mod tokens;
 
 pub use batch::Batch;
 pub use encoder::{Dense, Encoder, RunAttention, RunFeedForward, RunHead, RunLayer, RunNorm};
-pub use forward::{NoObserver, Observer, Output, Site};
+pub use forward::{Everything, NoObserver, Observer, Output, Site};
 pub use forward::{normalize_rows, position_rows, relative_bucket};

@@ -49,6 +49,11 @@ impl<'a> Mat<'a> {
         Mat { transposed: !self.transposed, ..self }
     }
 
+    #[cfg(test)]
+    fn inner(&self) -> usize {
+        if self.transposed { self.rows } else { self.cols }
+    }
+
     fn view(&self) -> MatRef<'a, f32> {
         let needed = match self.rows.min(self.cols) {
             0 => 0,
@@ -113,7 +118,15 @@ impl<'a> MatMut<'a> {
 /// # Panics
 /// If the shapes do not fit.
 pub fn product(out: MatMut, a: Mat, b: Mat, alpha: f32) {
+    #[cfg(test)]
+    MACS.with(|macs| macs.set(macs.get() + (out.rows * out.cols * a.inner()) as u64));
     out.run(Accum::Replace, a, b, alpha);
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Multiply-accumulates of [`product`] on this thread.
+    pub static MACS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
 /// `out ← out + alpha · a · b`.

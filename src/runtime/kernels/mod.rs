@@ -13,6 +13,8 @@ mod reference;
 
 pub use activation::{activate, activation_gradient, softmax, softmax_backward};
 pub use dropout::dropout;
+#[cfg(test)]
+pub use matmul::MACS;
 pub use matmul::{Mat, MatMut, add_product, product};
 pub use norm::{add_bias, add_columns, layer_norm, layer_norm_backward};
 

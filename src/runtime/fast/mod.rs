@@ -1,0 +1,315 @@
+//! The forward pass that computes only what is read: [`Encoder::forward`] where nobody watches.
+//!
+//! It gives what the plain one gives (the tests compare them). Tokens that a layer drops have no query beyond
+//! what ranks them, no context, no output projection and no feed-forward block there; of the last layer of a model
+//! whose head reads the first token, only that token is computed.
+
+#[cfg(test)]
+mod tests;
+
+use super::encoder::{Encoder, RunAttention, RunLayer};
+use super::forward::NoObserver;
+use super::kernels::{self, Mat, MatMut};
+use super::tokens::{Frozen, Importance, States, rows};
+use super::{Batch, Dense};
+use crate::model::{Reads, Score, TokenSchedule};
+
+/// Which tokens leave a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaves<'a> {
+    All,
+    /// The first of each text: all that the head reads.
+    Firsts,
+    /// Those that rank high enough.
+    Ranked(&'a TokenSchedule),
+}
+
+impl Encoder<'_> {
+    /// See [`Leaves`].
+    pub fn leaves(&self, layer: usize) -> Leaves<'_> {
+        if self.model.reads() == Reads::First && self.last_attention() == Some(layer) {
+            return Leaves::Firsts;
+        }
+        match &self.tokens {
+            Some(schedule) if schedule.layers[layer].is_some() => Leaves::Ranked(schedule),
+            _ => Leaves::All,
+        }
+    }
+
+    /// The last layer where tokens see each other.
+    fn last_attention(&self) -> Option<usize> {
+        self.layers.iter().rposition(|l| l.attention.is_some())
+    }
+
+    /// Goes through the layers of `range`. `states` are those before it, of what is left by then.
+    fn through<'b>(
+        &self,
+        range: std::ops::Range<usize>,
+        mut states: States<'b>,
+        mut frozen: Option<&mut Frozen>,
+    ) -> States<'b> {
+        for l in range {
+            let layer = &self.layers[l];
+            let leaves = self.leaves(l);
+            match (leaves, &mut frozen) {
+                (Leaves::All, _) => {
+                    let x = std::mem::take(&mut states.x);
+                    states.x = self.layer(l, layer, x, &states.batch, None, &mut NoObserver);
+                }
+                (Leaves::Ranked(schedule), Some(frozen)) => {
+                    let mut ranks = Ranks::new(schedule, l, layer, &states.batch);
+                    let x = std::mem::take(&mut states.x);
+                    states.x = self.layer(l, layer, x, &states.batch, None, &mut ranks);
+                    let kept = ranks.kept();
+                    frozen.drop(&states.x, &kept);
+                    states = states.select(&kept);
+                }
+                (_, _) => {
+                    if let Some(attention) = &layer.attention {
+                        states = self.attend_and_leave(l, attention, states, leaves);
+                    }
+                    if let Some(ffn) = &layer.ffn {
+                        states.x = ffn.finish(&ffn.units(&states.x), &states.x);
+                    }
+                }
+            }
+        }
+        states
+    }
+
+    /// The last states of what the head reads, from `x`, hidden state `layer` of all tokens of `batch`.
+    pub fn finish<'b>(&self, layer: usize, x: Vec<f32>, batch: &'b Batch) -> States<'b> {
+        let mut states = States::of(x, batch);
+        let reads = self.model.reads();
+        if reads == Reads::First && self.last_attention().is_none() {
+            states = states.select(batch.firsts());
+        }
+        let layers = layer..self.layers.len();
+        if reads != Reads::Every || self.tokens.is_none() {
+            return self.through(layers, states, None);
+        }
+        let mut frozen = Frozen::new(batch);
+        let last = self.through(layers, states, Some(&mut frozen));
+        frozen.thaw(&last.x)
+    }
+
+    /// An attention block for the tokens that leave it.
+    fn attend_and_leave<'b>(
+        &self,
+        layer: usize,
+        attention: &RunAttention,
+        states: States<'b>,
+        leaves: Leaves,
+    ) -> States<'b> {
+        let States { x, batch } = &states;
+        let tokens = batch.tokens();
+        let width = attention.heads.len() * attention.head_dim;
+        let hidden = attention.output.out;
+        let query = |x: &[f32], rows: usize| attention.query.forward_rows(x, rows);
+        let kv = key_value(&attention.key, &attention.value, x, tokens);
+        let firsts = batch.firsts();
+        let mut probs = Vec::new();
+        let (kept, context) = match leaves {
+            Leaves::Ranked(schedule) if schedule.score == Score::Received => {
+                let queries = query(x, tokens);
+                let mut importance = Importance::new(schedule.score, tokens);
+                let (mut kept, mut context) = (Vec::new(), Vec::new());
+                for span in batch.starts.windows(2) {
+                    let (from, len) = (span[0], span[1] - span[0]);
+                    let bias = self.score_bias(&batch.positions[from..from + len]);
+                    let all: Vec<usize> = (from..from + len).collect();
+                    let text = Text { queries: &queries, kv: &kv, tokens, from, len };
+                    self.probabilities_of(
+                        attention,
+                        &text,
+                        &all,
+                        from,
+                        bias.as_deref(),
+                        &mut probs,
+                    );
+                    for probs in probs.chunks_exact(len * len) {
+                        importance.add(from, len, attention.heads.len(), probs);
+                    }
+                    let left: Vec<usize> =
+                        importance.kept_of(schedule, layer, batch, from..from + len).collect();
+                    let local: Vec<usize> = left.iter().map(|t| t - from).collect();
+                    context.extend(text.context(attention, &probs, Some(&local), len));
+                    kept.extend(left);
+                }
+                (kept, context)
+            }
+            _ => {
+                let mut kept = firsts.to_vec();
+                if let Leaves::Ranked(schedule) = leaves {
+                    let queries = query(&rows(x, hidden, firsts), firsts.len());
+                    let mut importance = Importance::new(schedule.score, tokens);
+                    for (i, span) in batch.starts.windows(2).enumerate() {
+                        let (from, len) = (span[0], span[1] - span[0]);
+                        let bias = self.score_bias(&batch.positions[from..from + len]);
+                        let text = Text { queries: &queries, kv: &kv, tokens, from, len };
+                        self.probabilities_of(
+                            attention,
+                            &text,
+                            &[from],
+                            i,
+                            bias.as_deref(),
+                            &mut probs,
+                        );
+                        for probs in probs.chunks_exact(len) {
+                            importance.add(from, len, attention.heads.len(), probs);
+                        }
+                    }
+                    kept = importance.kept(schedule, layer, batch);
+                }
+                let queries = query(&rows(x, hidden, &kept), kept.len());
+                let mut context = Vec::with_capacity(kept.len() * width);
+                let mut row = 0;
+                for span in batch.starts.windows(2) {
+                    let (from, len) = (span[0], span[1] - span[0]);
+                    let count = kept[row..].partition_point(|&t| t < span[1]);
+                    let bias = self.score_bias(&batch.positions[from..from + len]);
+                    let text = Text { queries: &queries, kv: &kv, tokens, from, len };
+                    let mine = &kept[row..row + count];
+                    self.probabilities_of(attention, &text, mine, row, bias.as_deref(), &mut probs);
+                    context.extend(text.context(attention, &probs, None, count));
+                    row += count;
+                }
+                (kept, context)
+            }
+        };
+        let mut left = states.select(&kept);
+        left.x = attention.finish(&context, &left.x);
+        left
+    }
+
+    /// Probabilities of all heads for the queries in rows `row..` of `text.queries`, those of the tokens at
+    /// `of`: `[heads, queries, len]`, into `out`.
+    fn probabilities_of(
+        &self,
+        attention: &RunAttention,
+        text: &Text,
+        of: &[usize],
+        row: usize,
+        bias: Option<&[f32]>,
+        out: &mut Vec<f32>,
+    ) {
+        let (heads, dim, len) = (attention.heads.len(), attention.head_dim, text.len);
+        let (width, count) = (heads * dim, of.len());
+        let scale = 1.0 / (dim as f32).sqrt();
+        out.clear();
+        out.resize(heads * count * len, 0.0);
+        let rows = text.queries.len() / width.max(1);
+        for head in 0..heads {
+            let probs = &mut out[head * count * len..(head + 1) * count * len];
+            let q = Mat::new(text.queries, rows, width).columns(head * dim, dim).block(row, count);
+            let k = text.keys(width, head * dim, dim);
+            kernels::product(MatMut::new(probs, count, len), q, k.t(), scale);
+            for (&token, probs) in of.iter().zip(probs.chunks_exact_mut(len)) {
+                if let Some(bias) = bias {
+                    let from = (attention.heads[head] * len + token - text.from) * len;
+                    probs.iter_mut().zip(&bias[from..]).for_each(|(p, b)| *p += b);
+                }
+                kernels::softmax(probs);
+            }
+        }
+    }
+}
+
+/// One text of a batch, within attention.
+struct Text<'a> {
+    /// `[some tokens, heads · head_dim]`
+    queries: &'a [f32],
+    /// `[tokens, 2 · heads · head_dim]`: key and value side by side.
+    kv: &'a [f32],
+    tokens: usize,
+    from: usize,
+    len: usize,
+}
+
+impl Text<'_> {
+    fn keys(&self, width: usize, column: usize, dim: usize) -> Mat<'_> {
+        Mat::new(self.kv, self.tokens, 2 * width).columns(column, dim).block(self.from, self.len)
+    }
+
+    /// What the heads make of `probs`, `[heads, queries, len]`, for the queries at `kept` (all of them):
+    /// `[queries, heads · head_dim]`.
+    fn context(
+        &self,
+        attention: &RunAttention,
+        probs: &[f32],
+        kept: Option<&[usize]>,
+        queries: usize,
+    ) -> Vec<f32> {
+        let (heads, dim) = (attention.heads.len(), attention.head_dim);
+        let (width, count) = (heads * dim, kept.map_or(queries, <[usize]>::len));
+        let mut context = vec![0.0; count * width];
+        let mut some;
+        for head in 0..heads {
+            let mut probs = &probs[head * queries * self.len..(head + 1) * queries * self.len];
+            if let Some(kept) = kept {
+                some = rows(probs, self.len, kept);
+                probs = &some;
+            }
+            let out = MatMut::new(&mut context, count, width).columns(head * dim, dim);
+            let value = self.keys(width, width + head * dim, dim);
+            kernels::product(out, Mat::new(probs, count, self.len), value, 1.0);
+        }
+        context
+    }
+}
+
+/// `[tokens, 2 · heads · head_dim]`
+fn key_value(key: &Dense, value: &Dense, x: &[f32], tokens: usize) -> Vec<f32> {
+    let width = key.out;
+    let mut kv = vec![0.0; tokens * 2 * width];
+    if width == 0 {
+        return kv;
+    }
+    for (i, linear) in [key, value].into_iter().enumerate() {
+        let out = MatMut::new(&mut kv, tokens, 2 * width).columns(i * width, width);
+        kernels::product(out, Mat::new(x, tokens, linear.input), linear.matrix().t(), 1.0);
+    }
+    let bias = |l: &Dense| l.bias.as_deref().unwrap_or_default().to_vec();
+    let bias = [bias(key), bias(value)].concat();
+    if bias.len() == 2 * width {
+        kernels::add_bias(&mut kv, &bias);
+    }
+    kv
+}
+
+/// Ranks the tokens of a layer by what is seen of its attention.
+pub(super) struct Ranks<'a> {
+    schedule: &'a TokenSchedule,
+    layer: usize,
+    heads: usize,
+    batch: &'a Batch,
+    importance: Importance,
+}
+
+impl<'a> Ranks<'a> {
+    pub fn new(
+        schedule: &'a TokenSchedule,
+        layer: usize,
+        of: &RunLayer,
+        batch: &'a Batch,
+    ) -> Ranks<'a> {
+        let heads = of.attention.as_ref().map_or(0, |a| a.heads.len());
+        let importance = Importance::new(schedule.score, batch.tokens());
+        Ranks { schedule, layer, heads, batch, importance }
+    }
+
+    pub fn add(&mut self, text: usize, probs: &[f32]) {
+        let span = &self.batch.starts[text..text + 2];
+        self.importance.add(span[0], span[1] - span[0], self.heads, probs);
+    }
+
+    pub fn kept(&self) -> Vec<usize> {
+        self.importance.kept(self.schedule, self.layer, self.batch)
+    }
+}
+
+impl super::Observer for Ranks<'_> {
+    fn attention(&mut self, _layer: usize, _head: usize, text: usize, probs: &[f32]) {
+        self.add(text, probs);
+    }
+}
