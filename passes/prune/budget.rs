@@ -186,7 +186,7 @@ mod tests {
         let of = |prune: Prune| Budget::of(&prune, &model).expect("a target within reach");
         let flops = of(Prune { flops: 0.25, ..Prune::default() });
         assert_eq!(flops.target, 0.75);
-        let macs = crate::model::cost::macs(&model, 1, 20) as f64;
+        let macs = crate::model::cost::whole_macs(&model, 20) as f64;
         assert!((flops.whole - macs).abs() < 1e-6 * macs, "{} {macs}", flops.whole);
         let all = crate::model::cost::Cost::of(&model).total.params;
         let params = of(Prune { params: all / 2, ..Prune::default() });

@@ -2,7 +2,9 @@
 
 mod budget;
 mod cofi;
-mod lagrangian;
+#[cfg(test)]
+#[path = "constraint/tests.rs"]
+mod constraint;
 mod masks;
 mod measure;
 mod price;
@@ -252,6 +254,13 @@ impl Pass for Prune {
         self.check()?;
         if self.targets() == [0.0; 4] && self.masks.is_empty() {
             return Ok(Work::default());
+        }
+        if model.tokens.is_some() {
+            return Err(Error::Mismatch {
+                found: "the model drops tokens by a schedule".into(),
+                expected: "that was found for the heads that are there".into(),
+                advice: "prune the checkpoint as it was before `tokens`, then run `tokens`",
+            });
         }
         for layer in &model.layers {
             for (_, linear) in layer.linears() {

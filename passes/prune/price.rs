@@ -197,10 +197,10 @@ impl Price {
         }
     }
 
-    /// Multiply-accumulates of `model` over one text of `tokens` tokens, counted as [`cost::macs`] does. FLOPs
-    /// are twice this. For a masked-LM head see [`Price::params`].
+    /// Multiply-accumulates of `model` over one text of `tokens` tokens, counted as
+    /// [`cost::whole_macs`] does. FLOPs are twice this. For a masked-LM head see [`Price::params`].
     ///
-    /// [`cost::macs`]: crate::model::cost::macs
+    /// [`cost::whole_macs`]: crate::model::cost::whole_macs
     pub fn macs(model: &Model, tokens: usize) -> Price {
         let (dim, tokens) = (model.config.head_dim as f64, tokens as f64);
         let e = &model.embeddings;
@@ -443,7 +443,7 @@ pub(super) mod tests {
     fn counted(model: &Model) -> [f64; 2] {
         let cost = Cost::of(model);
         let params = cost.total.params - cost.unused.params;
-        [params as f64, cost::macs(model, 1, 9) as f64]
+        [params as f64, cost::whole_macs(model, 9) as f64]
     }
 
     #[test]

@@ -5,9 +5,9 @@ use super::scores::{self, Scores};
 use super::*;
 use crate::data::Calibration;
 use crate::model::testing::*;
-use crate::model::{FeedForward, Linear, Task, Weight, family};
+use crate::model::{FeedForward, Linear, Score, Task, TokenSchedule, Weight, family};
 use crate::report;
-use crate::runtime::{Batch, Encoder, NoObserver, RunAttention, RunFeedForward};
+use crate::runtime::{Batch, Encoder, Everything, RunAttention, RunFeedForward};
 use proptest::prelude::*;
 
 fn context<'a>(model: &'a Model, calibration: Option<&'a Calibration>) -> Context<'a> {
@@ -405,7 +405,7 @@ fn repair_without_text_moves_what_is_expected_into_the_bias() {
     let encoder_error = |before: &Model, after: &Model| {
         let states = |model: &Model| {
             let encoder = Encoder::new(model).expect("a model that runs");
-            encoder.hidden(&batch, None, &mut NoObserver).expect("ids in range")
+            encoder.hidden(&batch, None, &mut Everything).expect("ids in range").x
         };
         let pairs = states(before).into_iter().zip(states(after));
         pairs.map(|(b, a)| ((b - a) as f64).powi(2)).sum::<f64>()
@@ -510,6 +510,18 @@ fn layers_without_a_sublayer_are_left_alone() {
             assert!(params(&after) < params(&model));
         }
     }
+}
+
+#[test]
+fn a_schedule_of_tokens_outlives_no_head() {
+    let mut model = tiny("bert", Task::Bare, 4);
+    let mut tokens = TokenSchedule::keep_all(LAYERS, Score::First, model.reads());
+    tokens.layers[0] = Some(vec![true, false]);
+    model.tokens = Some(tokens);
+    let same = pruned(&model, &Prune { sparsity: 0.0, ..Prune::default() }, None).0;
+    assert_eq!(same.tokens, model.tokens);
+    let error = Prune::default().run(&mut model.clone(), &context(&model, None));
+    insta::assert_snapshot!(error.expect_err("a schedule"), @"the model drops tokens by a schedule, but that was found for the heads that are there; prune the checkpoint as it was before `tokens`, then run `tokens`");
 }
 
 #[test]

@@ -8,6 +8,8 @@ pub mod fit;
 pub mod forms;
 pub mod gates;
 pub mod head;
+pub mod keep;
+pub mod lagrangian;
 pub mod losses;
 pub mod moments;
 pub mod objective;

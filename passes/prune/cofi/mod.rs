@@ -6,7 +6,6 @@ mod settle;
 mod tests;
 
 use super::budget::Budget;
-use super::lagrangian::{Lagrangian, Warmup};
 use super::price::{Open, Price, prunable};
 use super::{Prune, Shape, Start};
 use crate::checkpoint::Tensor;
@@ -18,6 +17,7 @@ use crate::report::Training;
 use crate::train::distillation::{Distillation, Terms};
 use crate::train::fit::{Keep, Settings, fit};
 use crate::train::gates;
+use crate::train::lagrangian::{Lagrangian, Warmup};
 use crate::train::losses::Projection;
 use crate::train::sampling::{Order, split};
 use crate::train::schedule::Schedule;

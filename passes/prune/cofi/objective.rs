@@ -1,7 +1,6 @@
 //! Masks that are trained with the weights, under a constraint on what is left (CoFi notes, §2 to §4).
 
 use super::super::budget::Budget;
-use super::super::lagrangian::{Lagrangian, Warmup};
 use super::super::price::Open;
 use crate::Result;
 use crate::model::slice::Masks;
@@ -9,6 +8,7 @@ use crate::runtime::{Batch, Encoder};
 use crate::train::backward::Back;
 use crate::train::distillation::Distillation;
 use crate::train::gates;
+use crate::train::lagrangian::{Lagrangian, Warmup};
 use crate::train::objective::{Group, Moment, Objective, Path, Rate, Seen, Verdict};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
