@@ -1,16 +1,21 @@
 //! The way back, by hand.
 
-use super::tape::{AttentionTape, DropSite, FeedForwardTape, Plan, Tape, multiply};
+use super::tape::{
+    AttentionTape, DropSite, FeedForwardTape, Plan, Tape, last_left, multiply, places,
+};
+use crate::model::Score;
 use crate::runtime::kernels::{
     Mat, MatMut, activation_gradient, add_product, layer_norm_backward, product, softmax_backward,
 };
 use crate::runtime::masked::{Channels, scale};
+use crate::runtime::tokens::rows;
 use crate::runtime::{
     Batch, Dense, Encoder, RunAttention, RunFeedForward, RunLayer, RunNorm, relative_bucket,
 };
 use rayon::prelude::*;
 
-/// Gradients of a loss with respect to what a forward pass computed, over the whole batch.
+/// Gradients of a loss with respect to what a forward pass computed, over the whole batch. `tokens` counts
+/// those that were left by then, group after group.
 #[derive(Debug, Clone, Default)]
 pub struct Signal {
     /// `[tokens, hidden]` by index of hidden state, 0 after the embeddings; `None` where the loss does
@@ -18,12 +23,18 @@ pub struct Signal {
     pub hidden: Vec<Option<Vec<f32>>>,
     /// By layer, `[tokens, 3 · heads · head_dim]`.
     pub qkv: Vec<Option<Vec<f32>>>,
+    /// By layer, `[tokens]`: with respect to the importance that [`Plan::importance`] asked for.
+    pub importance: Vec<Option<Vec<f32>>>,
 }
 
 impl Signal {
     /// Of a loss that looks nowhere yet, at a model of `layers` layers.
     pub fn new(layers: usize) -> Signal {
-        Signal { hidden: vec![None; layers + 1], qkv: vec![None; layers] }
+        Signal {
+            hidden: vec![None; layers + 1],
+            qkv: vec![None; layers],
+            importance: vec![None; layers],
+        }
     }
 
     /// Adds `scale · grad` to the gradient with respect to hidden state `index`.
@@ -34,6 +45,11 @@ impl Signal {
     /// Adds `scale · grad` to the gradient with respect to query, key and value of `layer`.
     pub fn add_qkv(&mut self, layer: usize, grad: Vec<f32>, scale: f32) {
         add(&mut self.qkv[layer], grad, scale);
+    }
+
+    /// Adds `scale · grad` to the gradient with respect to the importance of tokens in `layer`.
+    pub fn add_importance(&mut self, layer: usize, grad: Vec<f32>, scale: f32) {
+        add(&mut self.importance[layer], grad, scale);
     }
 }
 
@@ -66,6 +82,9 @@ pub struct Back {
     pub ffn: Vec<f32>,
     /// `[hidden]`, of the mask of hidden dimensions that are open, over all texts; zeros where it is all ones.
     pub hidden: Vec<f32>,
+    /// By layer, `[bins]`: of the values of [`super::keep::Keep`], over all texts; 0 where the value is 0. Empty
+    /// where the layer keeps all tokens.
+    pub bins: Vec<Vec<f32>>,
 }
 
 /// Of a LayerNorm's scale and shift; empty where there is none.
@@ -121,28 +140,48 @@ pub fn backward(
     signal: &Signal,
     plan: &Plan,
 ) -> Vec<Back> {
-    tapes.par_iter_mut().map(|tape| group(encoder, path, tape, signal, plan)).collect()
+    let firsts = first_rows(tapes);
+    let groups = tapes.par_iter_mut().zip(&firsts);
+    groups.map(|(tape, first)| group(encoder, path, tape, first, signal, plan)).collect()
+}
+
+/// By group, and by hidden state: the group's first row in that of the whole batch.
+fn first_rows(tapes: &[Tape]) -> Vec<Vec<usize>> {
+    let mut next = vec![0; tapes.first().map_or(0, |tape| tape.layers.len() + 1)];
+    let first = |tape: &Tape| {
+        let first = next.clone();
+        next.iter_mut().enumerate().for_each(|(i, next)| *next += tape.batch_at(i).tokens());
+        first
+    };
+    tapes.iter().map(first).collect()
 }
 
 fn group(
     encoder: &Encoder,
     path: &[&RunLayer],
     tape: &mut Tape,
+    first_rows: &[usize],
     signal: &Signal,
     plan: &Plan,
 ) -> Back {
-    let Tape { batch, first_text, first_token, .. } = tape;
-    let (batch, first_text, first_token) = (&*batch, *first_text, *first_token);
-    let tokens = batch.tokens();
-    let mine = |grad: &Vec<f32>, width: usize| {
-        grad[first_token * width..(first_token + tokens) * width].to_vec()
-    };
     let hidden = encoder.model.config.hidden;
     let depth = path.len();
-    let mut grad = match &signal.hidden[depth] {
-        Some(last) => mine(last, hidden),
-        None => vec![0.0; tokens * hidden],
+    let last_rows = tape.batch_at(depth).tokens();
+    let Tape { batch: whole, first_text, first_token, .. } = tape;
+    let (whole, first_text, first_token) = (&*whole, *first_text, *first_token);
+    // The group's part of what a signal says of `tokens` rows of hidden state `index`, or of layer `index`.
+    let mine = |signal: &'_ Option<Vec<f32>>, index: usize, tokens: usize, width: usize| {
+        let first = first_rows[index];
+        signal.as_ref().map(|all| all[first * width..(first + tokens) * width].to_vec())
     };
+    let mut grad = mine(&signal.hidden[depth], depth, last_rows, hidden)
+        .unwrap_or_else(|| vec![0.0; last_rows * hidden]);
+    // With respect to the last states of all tokens, those of dropped ones among them.
+    let mut thawed = None;
+    if tape.thawed {
+        let live = rows(&grad, hidden, &places(&tape.layers, whole.tokens()));
+        thawed = Some(std::mem::replace(&mut grad, live));
+    }
     let mut back = Back {
         norms: vec![Default::default(); depth],
         embedding_norm: NormGradient::default(),
@@ -153,27 +192,41 @@ fn group(
         attention: vec![0.0; depth],
         ffn: vec![0.0; depth],
         hidden: vec![0.0; hidden],
+        bins: vec![Vec::new(); depth],
     };
     let channels = Channels::of(plan.masks);
     let channels = channels.as_ref();
     for (l, layer) in path.iter().enumerate().rev() {
-        let kept = &mut tape.layers[l];
+        let (before, kept) = tape.layers.split_at_mut(l);
+        let (before, kept) = (&*before, &mut kept[0]);
+        let batch = last_left(before).map_or(whole, |left| &left.batch);
+        let tokens = batch.tokens();
+        let way = Way { batch, first_text, first_token, layer: l, plan, channels };
+        if let Some(left) = &kept.left {
+            let mut entered = match &thawed {
+                Some(all) => rows(all, hidden, &places(before, whole.tokens())),
+                None => vec![0.0; tokens * hidden],
+            };
+            back.bins[l] = left.back(grad, &mut entered);
+            grad = entered;
+        }
         if let (Some(ffn), Some(kept)) = (&layer.ffn, &mut kept.ffn) {
-            let way = Way { batch, first_text, first_token, layer: l, plan, channels };
             (back.norms[l][1], back.units[l]) =
                 feed_forward(ffn, kept, &mut grad, &way, (&mut back.ffn[l], &mut back.hidden));
         }
         if let (Some(attention), Some(kept)) = (&layer.attention, &mut kept.attention) {
-            let way = Way { batch, first_text, first_token, layer: l, plan, channels };
             let width = attention.heads.len() * attention.head_dim;
-            let injected = signal.qkv[l].as_ref().map(|g| mine(g, 3 * width));
+            let injected = Injected {
+                qkv: mine(&signal.qkv[l], l, tokens, 3 * width),
+                importance: mine(&signal.importance[l], l, tokens, 1),
+            };
             let bias = &mut back.relative_bias;
             let masks = (&mut back.attention[l], &mut back.hidden);
             (back.norms[l][0], back.heads[l]) =
                 attend(encoder, attention, kept, &mut grad, injected, bias, &way, masks);
         }
         if let Some(more) = &signal.hidden[l] {
-            let from = first_token * hidden;
+            let from = first_rows[l] * hidden;
             grad.iter_mut().zip(&more[from..]).for_each(|(g, m)| *g += m);
         }
     }
@@ -200,8 +253,17 @@ fn group(
     back
 }
 
+/// What a loss asks of one attention block of a group.
+struct Injected {
+    /// `[tokens, 3 · heads · head_dim]`
+    qkv: Option<Vec<f32>>,
+    /// `[tokens]`
+    importance: Option<Vec<f32>>,
+}
+
 /// Where in batch and model a block stands.
 struct Way<'a> {
+    /// What was left of the group.
     batch: &'a Batch,
     first_text: usize,
     first_token: usize,
@@ -277,7 +339,7 @@ fn attend(
     attention: &RunAttention,
     kept: &mut AttentionTape,
     grad: &mut [f32],
-    injected: Option<Vec<f32>>,
+    injected: Injected,
     relative_bias: &mut [f32],
     way: &Way,
     masks: BlockMasks,
@@ -300,8 +362,9 @@ fn attend(
     if let Some(masks) = way.plan.masks {
         multiply(&mut context, &masks.heads[way.layer], attention.head_dim);
     }
-    let mut qkv = scores(encoder, attention, &kept.qkv, &context, relative_bias, way);
-    if let Some(injected) = injected {
+    let upstream = (&context[..], injected.importance.as_deref());
+    let mut qkv = scores(encoder, attention, &kept.qkv, upstream, relative_bias, way);
+    if let Some(injected) = injected.qkv {
         qkv.iter_mut().zip(injected).for_each(|(g, i)| *g += i);
     }
     let tokens = way.batch.tokens();
@@ -342,13 +405,13 @@ fn masked(batch: &Batch, grad: &[f32], value: &[f32], width: usize, dim: usize) 
     sums
 }
 
-/// Back through scores, softmax and weighted sum: `grad` with respect to the context becomes the one
-/// with respect to query, key and value, `[tokens, 3 · heads · head_dim]`.
+/// Back through scores, softmax and weighted sum: gradients with respect to the context and to the importance
+/// of tokens, `[tokens]`, become the one with respect to query, key and value, `[tokens, 3 · heads · head_dim]`.
 fn scores(
     encoder: &Encoder,
     attention: &RunAttention,
     qkv: &[f32],
-    grad: &[f32],
+    (grad, importance): (&[f32], Option<&[f32]>),
     relative_bias: &mut [f32],
     way: &Way,
 ) -> Vec<f32> {
@@ -358,6 +421,8 @@ fn scores(
     let scale = 1.0 / (dim as f32).sqrt();
     let mut out = vec![0.0; qkv.len()];
     let (mut probs, mut dropped) = (Vec::new(), Vec::new());
+    let counts = |head: usize| way.plan.counts(way.layer, head);
+    let counted = (0..attention.heads.len()).filter(|&head| counts(head)).count();
     for text in 0..batch.texts() {
         let (from, len) = (batch.starts[text], batch.starts[text + 1] - batch.starts[text]);
         let positions = &batch.positions[from..from + len];
@@ -384,6 +449,15 @@ fn scores(
             write(2, Mat::new(&dropped, len, len).t(), upstream, 1.0);
             product(MatMut::new(&mut inner, len, len), upstream, part(2).t(), 1.0);
             drop(&mut inner);
+            if let Some(importance) = importance.filter(|_| counts(head)) {
+                // Each is a mean over heads and queries, before dropout.
+                let queries = if way.plan.importance == Some(Score::First) { 1 } else { len };
+                let share = 1.0 / (counted * queries) as f32;
+                for row in inner.chunks_exact_mut(len).take(queries) {
+                    let keys = importance[from..from + len].iter();
+                    row.iter_mut().zip(keys).for_each(|(g, i)| *g += share * i);
+                }
+            }
             for (p, g) in probs.chunks_exact(len).zip(inner.chunks_exact_mut(len)) {
                 softmax_backward(p, g);
             }

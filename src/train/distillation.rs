@@ -2,7 +2,7 @@
 
 use super::backward::Signal;
 use super::head::{self, HeadTape};
-use super::losses::{self, Loss, Matching, Projection, Sinkhorn};
+use super::losses::{self, Loss, Matching, Projection, Ranking, Sinkhorn};
 use super::objective::{Group, Moment, Objective, Path, Rate, Seen, Verdict};
 use super::tape::{self, Dropout, Plan, Tape};
 use super::task;
@@ -10,7 +10,8 @@ use crate::data::batches::bucket;
 use crate::data::masking::Masker;
 use crate::data::{Dataset, Targets};
 use crate::model::slice::Masks;
-use crate::model::{Config, Model, Task};
+use crate::model::{Config, Model, Score, Task};
+use crate::runtime::tokens::rows;
 use crate::runtime::{Batch, Encoder, NoObserver, RunLayer};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -43,6 +44,36 @@ pub struct Terms {
     pub sinkhorn: f64,
     /// Divergence between similarities within the batch (sentence embeddings).
     pub similarity: f64,
+    /// Distance between the orders in which tokens are important.
+    pub ranking: RankingTerm,
+}
+
+/// Early layers of the student rank tokens as the teacher's last layer does (ToP notes, §4).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RankingTerm {
+    /// At the start; 0 for none.
+    pub weight: f64,
+    pub kind: Ranking,
+    /// The teacher's best tokens of a text, which are compared.
+    pub top: usize,
+    /// Updates over which the weight falls to a hundredth; 0: it stays.
+    pub warmup: u32,
+}
+
+impl Default for RankingTerm {
+    fn default() -> Self {
+        RankingTerm { weight: 0.0, kind: Ranking::Arp2, top: 20, warmup: 0 }
+    }
+}
+
+impl RankingTerm {
+    /// The weight in update `update`.
+    pub fn weight_at(&self, update: u32) -> f64 {
+        match self.warmup {
+            0 => self.weight,
+            warmup => self.weight * (1.0 - update as f64 / warmup as f64).max(0.01),
+        }
+    }
 }
 
 impl Default for Terms {
@@ -59,6 +90,7 @@ impl Default for Terms {
             task: 0.0,
             sinkhorn: 0.0,
             similarity: 0.0,
+            ranking: RankingTerm::default(),
         }
     }
 }
@@ -77,6 +109,9 @@ pub struct Distillation<'a> {
     held: Vec<Held>,
     /// From the student's states to the teacher's, where their widths differ.
     pub projection: Option<Projection>,
+    /// What makes tokens important: as in the student's schedule. An objective that keeps tokens by another
+    /// score sets it.
+    pub score: Score,
 }
 
 /// Held-out texts, by rows of the data.
@@ -94,6 +129,8 @@ const STATES: Plan = Plan {
     states_only: true,
     mask_gradients: false,
     masks: None,
+    keep: None,
+    importance: None,
     dropout: Dropout { hidden: 0.0, attention: 0.0, key: 0 },
 };
 
@@ -122,6 +159,7 @@ impl<'a> Distillation<'a> {
             masker: None,
             held: Vec::new(),
             projection: None,
+            score: student.tokens.as_ref().map_or(Score::Received, |tokens| tokens.score),
         };
         let (wide, narrow) = (teacher.config.hidden, student.config.hidden);
         if wide != narrow {
@@ -147,7 +185,10 @@ impl<'a> Distillation<'a> {
                     let (hidden, asked) = masker.hide(&one.batch, vocab, seed, task::JUDGED);
                     one = Held { batch: hidden, picked: task::places(&asked), teacher: None };
                 }
-                None => one.teacher = Some(distillation.ask(&one.batch, &[])?.1.values),
+                None => {
+                    let says = says(&distillation.teacher, &one.batch, &[], None)?;
+                    one.teacher = Some(says.values);
+                }
             }
             distillation.held.push(one);
         }
@@ -162,9 +203,11 @@ impl<'a> Distillation<'a> {
     /// The teacher's way through `batch`, and its answer.
     fn ask(&self, batch: &Batch, picked: &[usize]) -> Result<(Vec<Tape>, HeadTape)> {
         let path = Path::of(&self.teacher);
-        let tapes = tape::forward(&self.teacher, &path.layers, batch, &STATES)?;
+        let plan = Plan { importance: self.importance(), ..STATES };
+        let tapes = tape::forward(&self.teacher, &path.layers, batch, &plan)?;
         let last = tape::hidden(&tapes, path.layers.len());
-        let says = head::forward(&self.teacher, batch, &last, picked, None, Dropout::default());
+        let left = tape::left(&tapes, batch);
+        let says = head::forward(&self.teacher, &left, &last, picked, None, Dropout::default());
         Ok((tapes, says))
     }
 
@@ -193,7 +236,8 @@ impl<'a> Distillation<'a> {
         }
     }
 
-    /// Losses that look at states, each with its weight.
+    /// Losses that look at states, each with its weight. Where tokens were dropped, those are compared that
+    /// both states have: all of them in the last state of a model whose head reads every token.
     fn states(&self, seen: &Seen, teacher: &[Tape], sum: &mut Sum) {
         let terms = &self.terms;
         if [terms.hidden, terms.embedding, terms.attention, terms.relations] == [0.0; 4] {
@@ -216,9 +260,15 @@ impl<'a> Distillation<'a> {
                 || layer.ffn.is_some() && open(|m| &m.ffn, l)
         };
         let alive: Vec<bool> = seen.encoder.layers.iter().enumerate().map(alive).collect();
+        let shared = |t: usize, s: usize| Shared::of((seen.tapes, s), (teacher, t));
         let compare = |t: usize, s: usize| {
             let (student, teacher) = (hidden(seen.tapes, s), hidden(teacher, t));
-            losses::hidden(&student, &teacher, widths.0, widths.1, self.projection.as_ref())
+            let shared = shared(t, s);
+            let (student, teacher) = (shared.student(student), shared.teacher(teacher));
+            let projection = self.projection.as_ref();
+            let mut loss = losses::hidden(&student, &teacher, widths.0, widths.1, projection);
+            loss.grad = shared.spread(loss.grad);
+            loss
         };
         // A search looks at every state many times: each is projected once.
         let mut searched = Vec::new();
@@ -237,7 +287,10 @@ impl<'a> Distillation<'a> {
             terms.matching,
             &watched,
             &alive,
-            |t, s| losses::hidden_distance(&searched[s - 1], &targets[t - 1]),
+            |t, s| {
+                let (shared, student, teacher) = (shared(t, s), &searched[s - 1], &targets[t - 1]);
+                losses::hidden_distance(&shared.student(student), &shared.teacher(teacher))
+            },
             depths.0,
             depths.1,
         );
@@ -257,7 +310,6 @@ impl<'a> Distillation<'a> {
             sum.signal.add_hidden(0, loss.grad, terms.embedding as f32);
             sum.project(loss.projection, terms.embedding as f32);
         }
-        let starts = &seen.batch.starts;
         let attention =
             |e: &Encoder, l: usize| e.layers[l].attention.as_ref().map(|a| a.heads.to_vec());
         // Layers whose attention both still have.
@@ -269,33 +321,66 @@ impl<'a> Distillation<'a> {
                     && seen.encoder.layers[s].attention.is_some()
             })
             .collect();
-        let qkv = |t: usize, s: usize| tape::qkv(teacher, t).zip(tape::qkv(seen.tapes, s));
+        // Query, key and value of teacher and student, of the tokens that came to both layers.
+        let qkv = |t: usize, s: usize| {
+            let (of_teacher, of_student) = (tape::qkv(teacher, t)?, tape::qkv(seen.tapes, s)?);
+            let shared = shared(t, s);
+            Some((shared.teacher(of_teacher), shared.student(of_student), shared))
+        };
         if terms.attention > 0.0 {
             let weight = terms.attention / both.len().max(1) as f64;
             for &(t, s) in &both {
-                let Some((of_teacher, of_student)) = qkv(t, s) else { continue };
+                let Some((of_teacher, of_student, shared)) = qkv(t, s) else { continue };
                 let loss = losses::scores(
                     &of_student,
                     &attention(seen.encoder, s).unwrap_or_default(),
                     &of_teacher,
                     &attention(&self.teacher, t).unwrap_or_default(),
                     self.config().head_dim,
-                    starts,
+                    &shared.starts,
                 );
                 sum.add("attention", weight, loss.value);
-                sum.signal.add_qkv(s, loss.grad, weight as f32);
+                sum.signal.add_qkv(s, shared.spread(loss.grad), weight as f32);
             }
         }
         // Of the last layer that has any (MiniLMv2: one layer is enough).
         let last = both.iter().max_by_key(|(_, s)| *s).and_then(|&(t, s)| Some((qkv(t, s)?, s)));
-        if let (true, Some(((of_teacher, of_student), s))) = (terms.relations > 0.0, last) {
-            let tokens = seen.batch.tokens();
+        if let (true, Some(((of_teacher, of_student, shared), s))) = (terms.relations > 0.0, last) {
+            let (starts, tokens) = (&shared.starts, shared.tokens());
             let width = |qkv: &[f32]| qkv.len() / (3 * tokens);
             let (student, teacher) = (width(&of_student), width(&of_teacher));
             let heads = losses::relation_heads(student, teacher, self.config().heads);
             let loss = losses::relations(&of_student, student, &of_teacher, teacher, heads, starts);
             sum.add("relations", terms.relations, loss.value);
-            sum.signal.add_qkv(s, loss.grad, terms.relations as f32);
+            sum.signal.add_qkv(s, shared.spread(loss.grad), terms.relations as f32);
+        }
+    }
+
+    /// The loss of [`RankingTerm`]. Of a model with fewer than six layers none is an early one.
+    fn ranking(&self, seen: &Seen, teacher: &[Tape], sum: &mut Sum) {
+        let term = &self.terms.ranking;
+        if term.weight == 0.0 {
+            return;
+        }
+        let attends =
+            |layer: &RunLayer| layer.attention.as_ref().is_some_and(|a| !a.heads.is_empty());
+        let last = self.teacher.layers.iter().rposition(attends);
+        // In the places of the whole batch; what is gone got nothing.
+        let whole = |tapes: &[Tape], l: usize| {
+            let mut whole = vec![0.0; seen.batch.tokens()];
+            let found = tape::importance(tapes, l)?;
+            tape::tokens(tapes, l).into_iter().zip(found).for_each(|(t, value)| whole[t] = value);
+            Some(whole)
+        };
+        let Some(expected) = last.and_then(|l| whole(teacher, l)) else { return };
+        let weight = term.weight_at(seen.at.update);
+        for l in 1..seen.encoder.layers.len() / 3 {
+            let Some(found) = whole(seen.tapes, l) else { continue };
+            let starts = &seen.batch.starts;
+            let loss = losses::ranking(term.kind, &found, &expected, starts, term.top);
+            sum.add("ranking", weight, loss.value);
+            let grad = rows(&loss.grad, 1, &tape::tokens(seen.tapes, l));
+            sum.signal.add_importance(l, grad, weight as f32);
         }
     }
 
@@ -307,25 +392,91 @@ impl<'a> Distillation<'a> {
     pub fn judge_with(&self, encoder: &Encoder, masks: Option<&Masks>) -> Result<Option<f64>> {
         let (mut sum, mut texts) = (0.0, 0);
         for Held { batch, picked, teacher } in &self.held {
-            let says = |encoder: &Encoder, masks: Option<&Masks>| -> Result<HeadTape> {
-                let last = encoder.hidden(batch, masks, &mut NoObserver)?;
-                Ok(head::forward(encoder, batch, &last, picked, masks, Dropout::default()))
-            };
             let asked;
             let teacher = match teacher {
                 Some(teacher) => teacher,
                 None => {
-                    asked = says(&self.teacher, None)?;
+                    asked = says(&self.teacher, batch, picked, None)?;
                     &asked.values
                 }
             };
-            let student = says(encoder, masks)?;
+            let student = says(encoder, batch, picked, masks)?;
             let loss = self.predictions(&student.values, teacher, student.width, batch);
             sum += loss.value * batch.texts() as f64;
             texts += batch.texts();
         }
         Ok((texts > 0).then(|| sum / texts as f64))
     }
+}
+
+/// The tokens that a state of the student and one of the teacher both have rows for.
+struct Shared {
+    /// Their rows in the student's state and in the teacher's; `None`: all rows of both.
+    rows: Option<[Vec<usize>; 2]>,
+    /// Rows of the two states.
+    all: [usize; 2],
+    /// Where texts begin among them, `[texts + 1]`.
+    starts: Vec<usize>,
+}
+
+impl Shared {
+    /// Of hidden states by their indices, and so of what the layers of these indices get.
+    fn of((student, s): (&[Tape], usize), (teacher, t): (&[Tape], usize)) -> Shared {
+        let starts = tape::starts(student, s);
+        let tokens = starts.last().copied().unwrap_or(0);
+        if !tape::dropped(student, s) && !tape::dropped(teacher, t) {
+            return Shared { rows: None, all: [tokens; 2], starts };
+        }
+        let [ours, theirs] = [tape::tokens(student, s), tape::tokens(teacher, t)];
+        let within = |some: &[usize], other: &[usize]| -> Vec<usize> {
+            let has = |row: &usize| other.binary_search(&some[*row]).is_ok();
+            (0..some.len()).filter(has).collect()
+        };
+        let rows = [within(&ours, &theirs), within(&theirs, &ours)];
+        let starts = starts.iter().map(|&s| rows[0].partition_point(|&row| row < s)).collect();
+        Shared { rows: Some(rows), all: [ours.len(), theirs.len()], starts }
+    }
+
+    fn tokens(&self) -> usize {
+        self.rows.as_ref().map_or(self.all[0], |[rows, _]| rows.len())
+    }
+
+    /// Their rows of `x`, the student's, `[rows, width]`.
+    fn student<'x>(&self, x: impl Into<Cow<'x, [f32]>>) -> Cow<'x, [f32]> {
+        self.gather(x.into(), 0)
+    }
+
+    /// Their rows of `x`, the teacher's.
+    fn teacher<'x>(&self, x: impl Into<Cow<'x, [f32]>>) -> Cow<'x, [f32]> {
+        self.gather(x.into(), 1)
+    }
+
+    fn gather<'x>(&self, x: Cow<'x, [f32]>, of: usize) -> Cow<'x, [f32]> {
+        let Some(kept) = &self.rows else { return x };
+        Cow::Owned(rows(&x, x.len() / self.all[of], &kept[of]))
+    }
+
+    /// A gradient with respect to their rows of the student's, zeros in its others.
+    fn spread(&self, grad: Vec<f32>) -> Vec<f32> {
+        let Some([kept, _]) = &self.rows else { return grad };
+        let width = grad.len() / kept.len();
+        let mut all = vec![0.0; self.all[0] * width];
+        for (&row, grad) in kept.iter().zip(grad.chunks_exact(width.max(1))) {
+            all[row * width..(row + 1) * width].copy_from_slice(grad);
+        }
+        all
+    }
+}
+
+/// What a model answers when nobody watches its way.
+fn says(
+    encoder: &Encoder,
+    batch: &Batch,
+    picked: &[usize],
+    masks: Option<&Masks>,
+) -> Result<HeadTape> {
+    let last = encoder.hidden(batch, masks, &mut NoObserver)?;
+    Ok(head::forward(encoder, &last.batch, &last.x, picked, masks, Dropout::default()))
 }
 
 /// A loss in the making.
@@ -371,13 +522,17 @@ impl Objective for Distillation<'_> {
         (Cow::Owned(hidden), asked)
     }
 
+    fn importance(&self) -> Option<Score> {
+        (self.terms.ranking.weight > 0.0).then_some(self.score)
+    }
+
     fn loss(&self, seen: &Seen) -> Result<Verdict> {
         let terms = &self.terms;
         let depth = seen.encoder.layers.len();
         let picked = task::places(seen.targets);
         let last = tape::hidden(seen.tapes, depth);
         let student =
-            head::forward(seen.encoder, seen.batch, &last, &picked, seen.masks, seen.dropout);
+            head::forward(seen.encoder, seen.left, &last, &picked, seen.masks, seen.dropout);
         let mut sum = Sum {
             losses: Vec::new(),
             signal: Signal::new(depth),
@@ -405,6 +560,7 @@ impl Objective for Distillation<'_> {
             sum.answer("similarity", terms.similarity, &loss);
         }
         self.states(seen, &tapes, &mut sum);
+        self.ranking(seen, &tapes, &mut sum);
         if sum.losses.is_empty() && (self.masker.is_none() || !picked.is_empty()) {
             let unlabelled = terms.task > 0.0 && self.targets.is_none();
             let labels = if unlabelled { " without labels" } else { "" };

@@ -42,7 +42,9 @@ pub fn mask_gradients(
     let mut tapes = tape::forward(encoder, &path, batch, &plan)?;
     let mut signal = Signal::new(path.len());
     let last = tape::hidden(&tapes, path.len());
-    signal.add_hidden(path.len(), loss_gradient(encoder, batch, &last, targets, seed), 1.0);
+    let left = tape::left(&tapes, batch);
+    let grad = loss_gradient(encoder, &left, &last, targets, seed);
+    signal.add_hidden(path.len(), grad, 1.0);
     let backs = backward::backward(encoder, &path, &mut tapes, &signal, &plan);
     let rows = |pick: fn(&Back) -> &Vec<Vec<f32>>| {
         let layer = |l| backs.iter().flat_map(|b| &pick(b)[l]).copied().collect();
@@ -51,7 +53,7 @@ pub fn mask_gradients(
     Ok(MaskGradients { heads: rows(|b| &b.heads), units: rows(|b| &b.units) })
 }
 
-/// With respect to the last hidden state, `[tokens, hidden]`.
+/// With respect to the last hidden state, `[tokens, hidden]`, of the tokens of `batch`.
 fn loss_gradient(
     encoder: &Encoder,
     batch: &Batch,

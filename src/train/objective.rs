@@ -2,8 +2,10 @@
 
 use super::backward::{Back, Signal};
 use super::head::HeadTape;
+use super::keep::Keep;
 use super::tape::{Dropout, Tape};
 use crate::Result;
+use crate::model::Score;
 use crate::model::slice::Masks;
 use crate::runtime::{Batch, Encoder, RunLayer};
 use std::borrow::Cow;
@@ -37,6 +39,8 @@ impl<'a> Path<'a> {
 pub struct Seen<'a> {
     pub encoder: &'a Encoder<'a>,
     pub batch: &'a Batch,
+    /// The tokens of it that the last hidden state has rows for: what the head is run over.
+    pub left: &'a Batch,
     /// What was asked of a masked-LM head; else empty.
     pub targets: &'a [Option<u32>],
     /// Under masks without heads and units that are closed.
@@ -53,7 +57,7 @@ pub struct Seen<'a> {
 pub struct Verdict {
     /// Its parts by name, weighted: their sum is the loss.
     pub losses: Vec<(&'static str, f64)>,
-    /// Gradients with respect to hidden states and to query, key and value.
+    /// Gradients with respect to hidden states, to query, key and value, and to the importance of tokens.
     pub signal: Signal,
     /// The head's tape, and the gradient with respect to what it said.
     pub head: Option<(HeadTape, Vec<f32>)>,
@@ -96,19 +100,35 @@ pub trait Objective: Sync {
         None
     }
 
+    /// Which tokens layers keep in this batch; `None`: as the model's own schedule says.
+    fn keep(&self, _at: Moment) -> Option<Keep> {
+        None
+    }
+
+    /// Which importance of tokens the loss looks at, where any: see [`super::tape::importance`].
+    fn importance(&self) -> Option<Score> {
+        None
+    }
+
     /// The loss of one batch, a mean over its texts, and its gradients.
     ///
     /// # Errors
     /// What running another model refuses.
     fn loss(&self, seen: &Seen) -> Result<Verdict>;
 
-    /// Parameters of its own, in the order of [`Verdict::own`] and then of [`Objective::mask_gradients`].
+    /// Parameters of its own, in the order of [`Verdict::own`], then of [`Objective::mask_gradients`],
+    /// then of [`Objective::keep_gradients`].
     fn parameters(&mut self) -> Vec<(Group, &mut Vec<f32>)> {
         Vec::new()
     }
 
     /// The gradients of the parameters behind the masks.
     fn mask_gradients(&self, _masks: &Masks, _backs: &[Back], _at: Moment) -> Vec<Vec<f32>> {
+        Vec::new()
+    }
+
+    /// The gradients of the parameters behind [`Objective::keep`], where it gave any.
+    fn keep_gradients(&self, _keep: &Keep, _backs: &[Back], _at: Moment) -> Vec<Vec<f32>> {
         Vec::new()
     }
 

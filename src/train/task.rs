@@ -96,7 +96,7 @@ impl Objective for TaskObjective<'_> {
         let depth = seen.encoder.layers.len();
         let last = tape::hidden(seen.tapes, depth);
         let picked = places(seen.targets);
-        let head = head::forward(seen.encoder, seen.batch, &last, &picked, None, seen.dropout);
+        let head = head::forward(seen.encoder, seen.left, &last, &picked, None, seen.dropout);
         let batch = renumbered(seen.batch.clone(), &self.rows);
         let loss = self.of(&head, &batch, seen.targets);
         Ok(Verdict {
@@ -115,8 +115,8 @@ impl Objective for TaskObjective<'_> {
                 None => (batch.clone(), Vec::new()),
             };
             let last = encoder.hidden(&hidden, None, &mut NoObserver)?;
-            let head =
-                head::forward(encoder, &hidden, &last, &places(&asked), None, Dropout::default());
+            let (left, picked) = (&last.batch, places(&asked));
+            let head = head::forward(encoder, left, &last.x, &picked, None, Dropout::default());
             sum += self.of(&head, batch, &asked).value * batch.texts() as f64;
             texts += batch.texts();
         }

@@ -133,15 +133,20 @@ impl<'m> Trainer<'m> {
             Some(compact) => compact.path(&path.layers),
             None => path.layers.clone(),
         };
+        let keep = objective.keep(at);
         let plan = Plan {
             masks: compact.as_ref().map(|c| &c.masks),
             mask_gradients: compact.is_some(),
+            keep: keep.as_ref(),
+            importance: objective.importance(),
             dropout,
             ..Plan::default()
         };
         let mut tapes = tape::forward(encoder, &layers, &batch, &plan)?;
         let (batch, targets) = (&*batch, &targets[..]);
-        let seen = Seen { encoder, batch, targets, tapes: &tapes, masks, dropout, at };
+        let left = tape::left(&tapes, batch);
+        let left: &Batch = &left;
+        let seen = Seen { encoder, batch, left, targets, tapes: &tapes, masks, dropout, at };
         let verdict = objective.loss(&seen)?;
         let total: f64 = verdict.losses.iter().map(|(_, value)| value).sum();
         if !total.is_finite() {
@@ -151,7 +156,7 @@ impl<'m> Trainer<'m> {
         let last = tape::hidden(&tapes, path.layers.len());
         let mut of_mask = Vec::new();
         if let Some((head, grad)) = &verdict.head {
-            let back = head::backward(encoder, Some(grads), batch, &last, head, grad);
+            let back = head::backward(encoder, Some(grads), left, &last, head, grad);
             signal.add_hidden(path.layers.len(), back.last, 1.0);
             of_mask = back.hidden;
         }
@@ -168,6 +173,9 @@ impl<'m> Trainer<'m> {
         let mut own = verdict.own;
         if let Some(masks) = masks {
             own.extend(objective.mask_gradients(masks, &backs, at));
+        }
+        if let Some(keep) = &keep {
+            own.extend(objective.keep_gradients(keep, &backs, at));
         }
         assert!(
             own_grads.is_empty() || own_grads.len() == own.len(),

@@ -32,9 +32,14 @@ enum Site {
 }
 
 impl Site {
-    /// Gradient of the output `[tokens, out]`, and input `[tokens, in]`.
+    /// Gradient of the output `[tokens, out]`, and input `[tokens, in]`, of the tokens that came here.
     fn factors(self, tape: &Tape) -> (Mat<'_>, Mat<'_>) {
-        let tokens = tape.batch.tokens();
+        let tokens = match self {
+            Site::Qkv(l, _) | Site::AttentionOutput(l) | Site::Up(l) | Site::Down(l) => {
+                tape.batch_at(l).tokens()
+            }
+            Site::Project => tape.batch.tokens(),
+        };
         let whole = |x: &'_ [f32]| x.len() / tokens;
         let mat = |x| Mat::new(x, tokens, whole(x));
         const KEPT: &str = "a tape of the same layers";

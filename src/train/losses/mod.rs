@@ -9,6 +9,7 @@ mod embedding;
 mod hidden;
 mod matching;
 mod prediction;
+mod ranking;
 mod sinkhorn;
 #[cfg(test)]
 mod testing;
@@ -18,6 +19,7 @@ pub use embedding::{cosine, similarities};
 pub use hidden::{HiddenLoss, Projection, hidden, hidden_distance};
 pub use matching::{Matching, matched_layers, watched_layers};
 pub use prediction::{cross_entropy, divergence, span_cross_entropy, span_divergence, squares};
+pub use ranking::{Ranking, ranking};
 pub use sinkhorn::{Sinkhorn, sinkhorn};
 
 /// A loss and its gradient with respect to what the student gave (same shape).

@@ -91,7 +91,7 @@ fn masks_and_multipliers_move_at_their_own_rates() {
     let encoder = Encoder::new(&model).expect("a model that runs");
     let loss = |objective: &Masked| {
         let masks = objective.fill();
-        let last = encoder.hidden(&batch, Some(&masks), &mut NoObserver).expect("runs");
+        let last = encoder.hidden(&batch, Some(&masks), &mut NoObserver).expect("runs").x;
         dot(&last, &objective.direction)
     };
     // By differences, for some of them; AdamW's first step shows the sign alone.

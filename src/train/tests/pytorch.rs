@@ -59,7 +59,7 @@ impl Objective for Case<'_> {
     fn loss(&self, seen: &Seen) -> crate::Result<Verdict> {
         let depth = seen.encoder.layers.len();
         let last = tape::hidden(seen.tapes, depth);
-        let head = head::forward(seen.encoder, seen.batch, &last, &[], None, seen.dropout);
+        let head = head::forward(seen.encoder, seen.left, &last, &[], None, seen.dropout);
         let mut signal = Signal::new(depth);
         if !self.distill {
             let classes = self.stored.classes();
