@@ -117,9 +117,11 @@ impl Recipe {
             if let Some(later) = steps[i + 1..].iter().find(|s| entry.forbids.contains(&s.name)) {
                 let (first, second) = (step.name, later.name);
                 let expected = match first == second {
-                    true => format!("`{first}` once: its output cannot be packed again"),
+                    true => format!("`{first}` once: a second one cannot build on the first"),
                     false => {
-                        format!("`{second}` before `{first}`: it needs weights that are not packed")
+                        format!(
+                            "`{second}` before `{first}`: it does not run on what `{first}` leaves"
+                        )
                     }
                 };
                 return Err(Error::Recipe {
@@ -240,7 +242,7 @@ fn parse_value(text: &str) -> Result<Value> {
     {
         return Ok(value);
     }
-    match !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./".contains(c)) {
+    match !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./%".contains(c)) {
         true => Ok(Value::String(text.to_string())),
         false => Err(bad(text, "a number, true, false, or a word")),
     }
@@ -303,15 +305,17 @@ mod tests {
 
     #[test]
     fn mistakes_are_named_with_what_was_meant() {
-        insta::assert_snapshot!(error("prunne"), @"no pass is named `prunne`, did you mean `prune`?; this build knows: prune, binarize, distill");
+        insta::assert_snapshot!(error("prunne"), @"no pass is named `prunne`, did you mean `prune`?; this build knows: prune, tokens, binarize, distill");
         insta::assert_snapshot!(error("prune(sparcity=0.5)"), @"pass `prune` has no option `sparcity`, did you mean `sparsity`?; it knows: batch, dropout, finetune, finetune_rate, flops, hidden, mask_rate, masks, matching, mode, params, prediction, rate, rearrange, repair, round_to, rounds, save_masks, shape, sparsity, speedup, start, steps, temperature, warmup, width");
         insta::assert_snapshot!(error("prune(sparsity=high)"), @r#"cannot read the recipe: found options of `prune` that do not parse (invalid type: string "high", expected f64), expected what `compress passes prune` lists"#);
         insta::assert_snapshot!(error("binarize(planes=9)"), @"pass `binarize`: `planes` is 9, expected 1, 2, 3 or 4");
         insta::assert_snapshot!(error("prune(sparsity=0.5"), @"cannot read the recipe: found `prune(sparsity=0.5`, expected every `(` and quote closed");
         insta::assert_snapshot!(error("prune,,binarize"), @"cannot read the recipe: found `prune,,binarize`, expected a name on both sides of each comma");
         insta::assert_snapshot!(error("prune(0.5)"), @"cannot read the recipe: found `0.5`, expected `option=value`");
-        insta::assert_snapshot!(error("binarize,prune"), @"cannot read the recipe: found `prune` after `binarize`, expected `prune` before `binarize`: it needs weights that are not packed");
-        insta::assert_snapshot!(error("binarize,binarize"), @"cannot read the recipe: found `binarize` after `binarize`, expected `binarize` once: its output cannot be packed again");
+        insta::assert_snapshot!(error("binarize,prune"), @"cannot read the recipe: found `prune` after `binarize`, expected `prune` before `binarize`: it does not run on what `binarize` leaves");
+        insta::assert_snapshot!(error("binarize,binarize"), @"cannot read the recipe: found `binarize` after `binarize`, expected `binarize` once: a second one cannot build on the first");
+        insta::assert_snapshot!(error("tokens,prune"), @"cannot read the recipe: found `prune` after `tokens`, expected `prune` before `tokens`: it does not run on what `tokens` leaves");
+        insta::assert_snapshot!(error("tokens,binarize,tokens"), @"cannot read the recipe: found `tokens` after `tokens`, expected `tokens` once: a second one cannot build on the first");
         let toml = |text: &str| Recipe::from_toml(text, &[]).expect_err("broken").to_string();
         insta::assert_snapshot!(toml("version = 2"), @"cannot read the recipe: found `version = 2`, expected `version = 1`");
         insta::assert_snapshot!(toml("version = 1\nsteps = []"), @"cannot read the recipe: found `key `steps``, expected `version` and `[[step]]`");

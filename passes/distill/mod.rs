@@ -158,6 +158,7 @@ impl Distill {
             task: self.task,
             sinkhorn: self.sinkhorn,
             similarity: self.similarity,
+            ..Terms::default()
         };
         match self.method {
             Method::Kd => terms,

@@ -285,7 +285,7 @@ fn all_layers_replaced_is_the_student_and_none_is_the_teacher() {
         let tapes = tape::forward(&run, &path.layers, &texts, &Plan::default()).expect("runs");
         let last = tape::hidden(&tapes, LAYERS);
         let head = head::forward(&run, &texts, &last, &[], None, Dropout::default());
-        assert_eq!(head.values, answers(expected, &texts, None));
+        assert!(distance(&head.values, &answers(expected, &texts, None)) < 1e-6);
     }
 }
 
