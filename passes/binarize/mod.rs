@@ -9,13 +9,15 @@ use crate::data::Calibration;
 use crate::model::{Binary, Linear, Model, Weight};
 use crate::pass::{Context, Entry, Pass, Work};
 use crate::report::Change;
-use crate::runtime::{Encoder, RunAttention, RunFeedForward};
+use crate::runtime::tokens::{Importance, rows};
+use crate::runtime::{Batch, Encoder, RunAttention, RunFeedForward};
 use crate::train::moments::Moments;
 use crate::train::{sweep, update};
 use crate::{Error, Result};
 use fit::Codes;
 use residual::Metric;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 pub const ENTRY: Entry = Entry::new::<Binarize>(
     "binarize",
@@ -113,7 +115,8 @@ impl Pass for Binarize {
 }
 
 impl Binarize {
-    /// Layer by layer, with the inputs that the layers packed so far give the next one.
+    /// Layer by layer, with the inputs that the layers packed so far give the next one: of the tokens that enter it, and
+    /// behind it are left.
     fn with_text(
         &self,
         model: &mut Model,
@@ -122,11 +125,17 @@ impl Binarize {
         changes: &mut Vec<Change>,
     ) -> Result<()> {
         let (activation, eps) = (model.config.activation, model.config.eps);
-        let batches = &text.batches;
+        let hidden = model.config.hidden;
+        let mut batches: Vec<Cow<Batch>> = text.batches.iter().map(Cow::Borrowed).collect();
         let frozen = Model { layers: Vec::new(), ..model.clone() };
         let shell = Encoder::shell(&frozen)?;
         let mut states = all(batches.len(), |i| shell.embed(&batches[i]))?;
-        for layer in &mut model.layers {
+        for (l, layer) in model.layers.iter_mut().enumerate() {
+            let schedule = model.tokens.as_ref().filter(|s| s.layers[l].is_some());
+            let mut ranks: Vec<Importance> = match schedule {
+                Some(s) => batches.iter().map(|b| Importance::new(s.score, b.tokens())).collect(),
+                None => Vec::new(),
+            };
             if let Some(attention) = &mut layer.attention {
                 let metric = self.metric(attention.query.weight.cols(), states.len(), |i| {
                     Ok(states[i].clone())
@@ -137,16 +146,22 @@ impl Binarize {
                 let contexts = {
                     let run = RunAttention::new(attention, eps)?;
                     let context = |i: usize| {
-                        let state = shell.attention_context(
-                            &run,
-                            &states[i],
-                            &batches[i],
-                            None,
-                            &mut |_, _, _| {},
-                        );
-                        Ok(state.context)
+                        let batch = &batches[i];
+                        let mut ranks = ranks.get(i).cloned();
+                        let mut seen = |_: usize, text: usize, probs: &mut [f32]| {
+                            if let Some(ranks) = &mut ranks {
+                                let (from, to) = (batch.starts[text], batch.starts[text + 1]);
+                                ranks.add(from, to - from, run.heads.len(), probs);
+                            }
+                        };
+                        let state =
+                            shell.attention_context(&run, &states[i], batch, None, &mut seen);
+                        Ok((state.context, ranks))
                     };
-                    all(batches.len(), context)?
+                    let (contexts, found): (Vec<_>, Vec<_>) =
+                        all(batches.len(), context)?.into_iter().unzip();
+                    ranks = found.into_iter().flatten().collect();
+                    contexts
                 };
                 let width = attention.output.weight.cols();
                 let metric = self.metric(width, contexts.len(), |i| Ok(contexts[i].clone()))?;
@@ -165,6 +180,15 @@ impl Binarize {
                 changes.push(self.pack(&mut ffn.down, Some(&metric))?);
                 let run = RunFeedForward::new(ffn, activation, eps)?;
                 update(&mut states, |_, x| Ok(run.finish(&run.units(x), x)))?;
+            }
+            if let Some(schedule) = schedule {
+                // As the model will: the layers behind never see what goes here.
+                let kept: Vec<Vec<usize>> =
+                    ranks.iter().zip(&batches).map(|(r, b)| r.kept(schedule, l, b)).collect();
+                update(&mut states, |i, x| Ok(rows(x, hidden, &kept[i])))?;
+                for (batch, kept) in batches.iter_mut().zip(&kept) {
+                    *batch = Cow::Owned(batch.select(kept));
+                }
             }
             cx.progress.step()?;
         }
@@ -246,7 +270,7 @@ impl Binarize {
     }
 }
 
-fn all(n: usize, compute: impl Fn(usize) -> Result<Vec<f32>> + Sync) -> Result<Vec<Vec<f32>>> {
+fn all<T: Send>(n: usize, compute: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {
     let mut items = Vec::with_capacity(n);
     sweep(n, compute, |_, item| {
         items.push(item);

@@ -3,10 +3,12 @@
 use super::*;
 use crate::checkpoint::{Dtype, write_file};
 use crate::model::testing::{self, *};
-use crate::model::{LowRank, Task, family};
+use crate::model::{LowRank, Score, Task, TokenSchedule, family};
 use crate::report;
 use crate::runtime::kernels::{Mat, MatMut, product};
+use crate::runtime::{Observer, Site};
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 
 /// Standard normal numbers, always the same.
 pub fn gaussian(n: usize) -> Vec<f32> {
@@ -350,6 +352,65 @@ fn pruned_layers_are_packed_too() {
     for text in [None, Some(&text)] {
         let (after, _) = packed(&model, &Binarize { rank: 8, ..Binarize::default() }, text);
         assert_eq!(stored(&reopen(&after)), stored(&after));
+    }
+}
+
+/// Second moments of what the linear layers multiply when a model runs.
+struct Inputs(BTreeMap<(usize, Site), Moments>);
+
+impl Observer for Inputs {
+    fn linear_input(&mut self, layer: usize, site: Site, x: &[f32]) {
+        let width = if site == Site::Down { FFN } else { HIDDEN };
+        let moments = self.0.entry((layer, site)).or_insert_with(|| Moments::new(width, 0));
+        moments.add(x, &[]);
+    }
+}
+
+/// Of tokens that were dropped before it, a layer sees nothing while it is packed either.
+#[test]
+fn a_layer_is_packed_by_what_it_multiplies() {
+    let text = calibration(68, 3);
+    let schedules = [None, Some(Score::First), Some(Score::Received)];
+    for (task, score) in schedules
+        .map(|s| (Task::SequenceClassification, s))
+        .into_iter()
+        .chain([(Task::Bare, Some(Score::First)), (Task::Embedding, Some(Score::Received))])
+    {
+        let mut model = tiny("bert", task, 69);
+        model.tokens = score.map(|score| {
+            let bins = |bits: [bool; 4]| Some(bits.to_vec());
+            let layers =
+                vec![bins([true, true, false, false]), bins([true, false, true, true]), None];
+            let whole = TokenSchedule::keep_all(LAYERS, score, model.reads());
+            TokenSchedule { layers, ..whole }
+        });
+        let options = Binarize::default();
+        let (after, changes) = packed(&model, &options, Some(&text));
+        assert_eq!(after.tokens, model.tokens);
+        let encoder = Encoder::new(&after).expect("a model that runs");
+        let mut inputs = Inputs(BTreeMap::new());
+        for batch in &text.batches {
+            encoder.forward(batch, None, &mut inputs).expect("ids inside the tables");
+        }
+        for (l, (layer, before)) in after.layers.iter().zip(&model.layers).enumerate() {
+            for ((role, linear), (_, dense)) in layer.linears().into_iter().zip(before.linears()) {
+                let site = match role {
+                    "attention_output" => Site::AttentionOutput,
+                    "up" => Site::Up,
+                    "down" => Site::Down,
+                    _ => Site::QueryKeyValue,
+                };
+                let Weight::Binary(binary) = &linear.weight else { panic!("{role} is dense") };
+                let w = dense.weight.to_f32().expect("floats");
+                let moments = inputs.0[&(l, site)].clone();
+                let metric = Metric::new(moments, options.damp);
+                let error = residual::relative_error(&w, binary, Some(&metric));
+                let change = changes.iter().find(|c| c.tensor == linear.weight.name());
+                let told = change.and_then(|c| c.error).expect("a matrix that was packed");
+                let what = format!("{task:?} {score:?}, layer {l}, {role}: {error}, {told}");
+                assert!((error / told - 1.0).abs() < 1e-3, "{what}");
+            }
+        }
     }
 }
 
