@@ -19,10 +19,11 @@ pub struct ForwardArgs {
     /// Where `logits` (or `start_logits` and `end_logits`, `sentence_embedding`, `last_hidden_state`) go
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Store `hidden_states.N`, [batch, tokens, hidden]
+    /// Store `hidden_states.N`, [batch, tokens, hidden]; zeros for padding, and for tokens that the model
+    /// dropped in a layer before
     #[arg(long)]
     hidden_states: bool,
-    /// Store `attentions.N`, [batch, heads, tokens, tokens]
+    /// Store `attentions.N`, [batch, heads, tokens, tokens], with zeros as in the hidden states
     #[arg(long)]
     attentions: bool,
     /// Replace an output file that exists
@@ -49,7 +50,9 @@ pub fn main(args: &ForwardArgs) -> Result<()> {
     let mut seen = Seen {
         hidden: args.hidden_states.then(Vec::new),
         attentions: args.attentions.then(|| attention_buffers(&model, &input)),
+        live: (0..input.batch.tokens()).collect(),
         input: &input,
+        width: model.config.hidden,
     };
     let output = encoder.forward(&input.batch, None, &mut seen)?;
     let mut tensors = outputs(&model, &input, &output);
@@ -169,28 +172,41 @@ impl Padded {
 }
 
 struct Seen<'a> {
+    /// Of all tokens of the batch, zeros for those that are gone.
     hidden: Option<Vec<Vec<f32>>>,
     /// By layer: `[batch, heads, tokens, tokens]`.
     attentions: Option<Vec<Vec<f32>>>,
+    /// Where in the batch the tokens stand that are left.
+    live: Vec<usize>,
     input: &'a Padded,
+    width: usize,
 }
 
 impl Observer for Seen<'_> {
     fn hidden(&mut self, _: usize, x: &[f32]) {
-        if let Some(hidden) = &mut self.hidden {
-            hidden.push(x.to_vec());
+        let Some(hidden) = &mut self.hidden else { return };
+        let mut all = vec![0.0; self.input.batch.tokens() * self.width];
+        for (&t, row) in self.live.iter().zip(x.chunks_exact(self.width)) {
+            all[t * self.width..(t + 1) * self.width].copy_from_slice(row);
         }
+        hidden.push(all);
     }
 
     fn attention(&mut self, layer: usize, head: usize, text: usize, probs: &[f32]) {
         let Some(attentions) = &mut self.attentions else { return };
         let (tokens, offset) = (self.input.tokens, self.input.offsets[text]);
-        let len = self.input.batch.starts[text + 1] - self.input.batch.starts[text];
+        let [from, to] = [text, text + 1].map(|text| self.input.batch.starts[text]);
+        let before = |end: usize| self.live.partition_point(|&t| t < end);
+        let live = &self.live[before(from)..before(to)];
         let heads = attentions[layer].len() / (self.input.rows * tokens * tokens);
-        for (q, line) in probs.chunks_exact(len).enumerate() {
-            let to = ((text * heads + head) * tokens + offset + q) * tokens + offset;
-            attentions[layer][to..to + len].copy_from_slice(line);
+        for (q, line) in live.iter().zip(probs.chunks_exact(live.len())) {
+            let row = ((text * heads + head) * tokens + offset + q - from) * tokens + offset;
+            live.iter().zip(line).for_each(|(k, p)| attentions[layer][row + k - from] = *p);
         }
+    }
+
+    fn kept(&mut self, _layer: usize, kept: &[usize]) {
+        self.live = kept.iter().map(|&t| self.live[t]).collect();
     }
 }
 

@@ -71,17 +71,18 @@ pub fn main(args: &InspectArgs) -> Result<()> {
         .enumerate()
         .map(|(i, l)| {
             let or_gone = |n: Option<usize>| n.map_or("gone".into(), |n| n.to_string());
-            vec![
-                i.to_string(),
-                or_gone(l.heads),
-                or_gone(l.ffn),
-                count(l.params as u64),
-                l.forms.join(", "),
-            ]
+            let mut row = vec![i.to_string(), or_gone(l.heads), or_gone(l.ffn)];
+            row.extend(l.tokens.map(|share| format!("{:.1} %", 100.0 * share)));
+            row.extend([count(l.params as u64), l.forms.join(", ")]);
+            row
         })
         .collect();
     print("\n")?;
-    print(&plain_table(&["layer", "heads", "units", "parameters", "form"], &rows))?;
+    let mut header = vec!["layer", "heads", "units", "parameters", "form"];
+    if model.tokens.is_some() {
+        header.insert(3, "tokens");
+    }
+    print(&plain_table(&header, &rows))?;
     print(&format!(
         "\nweight files: {}; {:.2} bits per weight of the layers\n{:.3} GFLOPs for {} x {} tokens\n",
         bytes(summary.file_bytes),

@@ -8,14 +8,14 @@ use crate::checkpoint::{OutputFolder, Tensor};
 use crate::data::{Calibration, Dataset};
 use crate::eval::latency;
 use crate::eval::tasks::{Prepared, answer, fidelity, metrics};
-use crate::model::cost::Cost;
+use crate::model::cost::{self, Cost};
 use crate::model::{Model, Task};
 use crate::pass::{Context, Pass, Progress};
 use crate::recipe::Recipe;
 use crate::report::{
     self, CalibrationNote, FileNote, Measured, PassNote, Quality, Report, SCHEMA, Summary,
 };
-use crate::runtime::{Encoder, NoObserver};
+use crate::runtime::{Batch, Encoder, NoObserver};
 use crate::train::state::StateFile;
 use crate::{Error, Result};
 use serde_json::{Value, json};
@@ -162,6 +162,7 @@ fn write(
         passes,
         quality,
         loads_natively: model.loads_natively(),
+        loads_without_schedule: model.tensors_load_natively() && !model.loads_natively(),
         fingerprint: fingerprint(&model)?,
         files: Vec::new(),
     };
@@ -275,6 +276,9 @@ type Judged = (Option<Quality>, Option<[latency::Latency; 2]>);
 fn judge(teacher: &Model, model: &Model, compare: bool, options: &Options) -> Result<Judged> {
     let (before, after) = (Encoder::new(teacher)?, Encoder::new(model)?);
     let step = || options.progress.step();
+    let flops = |batches: &[Batch]| {
+        compare.then(|| [teacher, model].map(|model| 2 * macs_of(model, batches)))
+    };
     options.progress.start("evaluating", 3);
     let quality = match (options.eval, options.calibration) {
         (Some((prepared, name)), _) => {
@@ -293,6 +297,7 @@ fn judge(teacher: &Model, model: &Model, compare: bool, options: &Options) -> Re
                 data: name.to_string(),
                 examples: prepared.examples,
                 tokens: prepared.tokens,
+                flops: flops(&prepared.batches),
                 columns: Some(prepared.columns.clone()),
                 before: found,
                 after: left,
@@ -306,6 +311,7 @@ fn judge(teacher: &Model, model: &Model, compare: bool, options: &Options) -> Re
             data: format!("{}, held out", text.source),
             examples: text.held_out.iter().map(|b| b.texts()).sum(),
             tokens: text.held_out.iter().map(|b| b.tokens()).sum(),
+            flops: flops(&text.held_out),
             columns: None,
             before: Vec::new(),
             after: Vec::new(),
@@ -324,6 +330,12 @@ fn judge(teacher: &Model, model: &Model, compare: bool, options: &Options) -> Re
         step()?;
     }
     Ok((quality, timed))
+}
+
+/// Multiply-accumulates of all texts of `batches`, each at its own length.
+fn macs_of(model: &Model, batches: &[Batch]) -> u64 {
+    let lengths = batches.iter().flat_map(|b| b.starts.windows(2).map(|span| span[1] - span[0]));
+    lengths.map(|tokens| cost::macs(model, 1, tokens)).sum()
 }
 
 /// The head's answer to a fixed text: at most 16 numbers, and as many of BERT's pooler output,

@@ -1,6 +1,6 @@
 //! report.md and the model card.
 
-use super::tables::{bytes, count, metric_value};
+use super::tables::{bytes, count, giga, metric_value};
 use super::{Change, Form, PassNote, Report, Training};
 
 /// One line a changed matrix: shape and form before and after, and the error made.
@@ -24,7 +24,8 @@ pub fn report(report: &Report) -> String {
     out += "\nBytes are those of the weight file; parameters are logical, those of the matrices that are \
             stood for; bits count all that is stored for the matrices of the encoder's layers. A packed matrix \
             is expanded to f32 when the model is loaded, so its FLOPs are those of a dense one. Latency is in \
-            measured.json.\n";
+            measured.json. ";
+    out += loading(report);
     out += "\n## Quality\n\n";
     out += &quality(report);
     out += "\n## Text\n\n";
@@ -55,7 +56,14 @@ pub fn report(report: &Report) -> String {
             report.after.hidden, report.before.hidden
         );
     }
-    out += "| layer | heads | units | parameters | left | form |\n|---|---|---|---|---|---|\n";
+    let drops = report.after.layers.iter().any(|l| l.tokens.is_some());
+    if drops {
+        out += "Tokens: of a text's tokens but the first, the share that goes on behind the layer.\n\n";
+    }
+    let (tokens, rule) = if drops { (" tokens |", "---|") } else { ("", "") };
+    out += &format!(
+        "| layer | heads | units |{tokens} parameters | left | form |\n|---|---|---|{rule}---|---|---|\n"
+    );
     for (i, (b, a)) in report.before.layers.iter().zip(&report.after.layers).enumerate() {
         let pair = |before: Option<usize>, after: Option<usize>| {
             let text = |n: Option<usize>| n.map_or("gone".into(), |n| n.to_string());
@@ -66,9 +74,10 @@ pub fn report(report: &Report) -> String {
             }
         };
         out += &format!(
-            "| {i} | {} | {} | {} | {} | {} |\n",
+            "| {i} | {} | {} |{} {} | {} | {} |\n",
             pair(b.heads, a.heads),
             pair(b.ffn, a.ffn),
+            a.tokens.map_or(String::new(), share),
             count(a.params as u64),
             bar(a.params, b.params),
             a.forms.join(", ")
@@ -78,6 +87,11 @@ pub fn report(report: &Report) -> String {
         out += &pass_section(pass);
     }
     out
+}
+
+/// A cell: a share as a picture, and in per cent.
+fn share(share: f64) -> String {
+    format!(" {} {:.1} % |", bar((1000.0 * share).round() as usize, 1000), 100.0 * share)
 }
 
 /// How much of a layer is left, in tenths, as a picture.
@@ -90,6 +104,20 @@ fn bar(left: usize, of: usize) -> String {
 fn done(report: &Report) -> &'static str {
     let trained = report.passes.iter().any(|p| !p.training.is_empty());
     if report.recipe.is_null() && trained { "fine-tuned" } else { "compressed" }
+}
+
+/// Who loads the output, and what they get.
+fn loading(report: &Report) -> &'static str {
+    if report.loads_natively {
+        return "Stock Transformers classes load it.\n";
+    }
+    if report.loads_without_schedule {
+        return "Stock Transformers classes load it, but know nothing of its schedule: they run all tokens, \
+                without the gain, and answer as it would without dropping any. `compress` drops them \
+                (`compress eval`, `compress forward`).\n";
+    }
+    "Layers have shapes or packed weights that stock Transformers classes do not load; `compress` reads it \
+     (`compress eval`, `compress forward`).\n"
 }
 
 fn sizes(report: &Report) -> String {
@@ -108,9 +136,12 @@ fn sizes(report: &Report) -> String {
     row("parameters", count(before as u64), count(after as u64), before as f64 / after as f64);
     let bits = |s: &super::Summary| format!("{:.2}", s.bits_per_weight);
     row("bits per encoder weight", bits(b), bits(a), b.bits_per_weight / a.bits_per_weight);
-    let flops = |s: &super::Summary| format!("{:.3} G", s.compute.flops as f64 / 1e9);
+    let flops = |s: &super::Summary| giga(s.compute.flops);
     let name = format!("FLOPs, {} x {} tokens", a.compute.batch, a.compute.tokens);
     row(&name, flops(b), flops(a), b.compute.flops as f64 / a.compute.flops as f64);
+    if let Some((name, [before, after])) = report.flops_on_data() {
+        row(&name, giga(before), giga(after), before as f64 / after as f64);
+    }
     out
 }
 
@@ -211,13 +242,7 @@ pub fn model_card(report: &Report, license: Option<&str>) -> String {
     out += "\n";
     out += &quality(report);
     out += "\n";
-    out += match report.loads_natively {
-        true => "Stock Transformers classes load it.\n",
-        false => {
-            "Layers have shapes or packed weights that stock Transformers classes do not load; `compress` \
-             reads it (`compress eval`, `compress forward`).\n"
-        }
-    };
+    out += loading(report);
     out += match report.recipe.is_null() {
         true => "\nDetails: report.md, report.json.\n",
         false => "\nDetails: report.md, report.json; recipe.toml reproduces it.\n",

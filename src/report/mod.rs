@@ -14,7 +14,7 @@ use crate::checkpoint::WrittenFile;
 use crate::eval::latency::Latency;
 use crate::eval::tasks::Metric;
 use crate::model::cost::{self, Cost};
-use crate::model::{Model, Weight};
+use crate::model::{Layer, Model, TokenSchedule, Weight};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -42,8 +42,11 @@ pub struct Report {
     pub after: Summary,
     pub passes: Vec<PassNote>,
     pub quality: Option<Quality>,
-    /// Whether stock Transformers classes load the output.
+    /// Whether stock Transformers classes load the output, and it answers there as here.
     pub loads_natively: bool,
+    /// Whether they load its tensors, but run all tokens: the schedule is lost on them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub loads_without_schedule: bool,
     /// The head's answer to a fixed input, which `compress verify` computes again.
     pub fingerprint: Vec<f32>,
     pub files: Vec<FileNote>,
@@ -81,6 +84,9 @@ pub struct LayerNote {
     /// `None` where the attention is gone.
     pub heads: Option<usize>,
     pub ffn: Option<usize>,
+    /// Of a text's tokens but the first, the share that is left behind the layer; `None` where the model keeps all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<f64>,
     pub params: usize,
     pub forms: Vec<String>,
 }
@@ -119,6 +125,9 @@ pub struct Quality {
     pub data: String,
     pub examples: usize,
     pub tokens: usize,
+    /// FLOPs of all these texts, each at its own length, before and after; `None` where nothing was compressed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flops: Option<[u64; 2]>,
     /// Columns that the examples were read from.
     pub columns: Option<crate::data::tables::Columns>,
     /// The task's metrics, where there are labels.
@@ -126,6 +135,18 @@ pub struct Quality {
     pub after: Vec<Metric>,
     /// Against the model as it was read.
     pub fidelity: Vec<Metric>,
+}
+
+impl Report {
+    /// FLOPs of the texts that were judged, before and after, where they say what those of one long text do not:
+    /// where tokens are dropped, and of data that the user gave.
+    fn flops_on_data(&self) -> Option<(String, [u64; 2])> {
+        let quality = self.quality.as_ref()?;
+        let drops = |s: &Summary| s.layers.iter().any(|l| l.tokens.is_some());
+        let told = quality.columns.is_some() || drops(&self.before) || drops(&self.after);
+        let name = format!("FLOPs on {}, no padding", quality.data);
+        quality.flops.filter(|_| told).map(|flops| (name, flops))
+    }
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -161,7 +182,7 @@ impl Summary {
             hidden: config.hidden,
             vocab: config.vocab,
             head_dim: config.head_dim,
-            layers: model.layers.iter().map(layer_note).collect(),
+            layers: layer_notes(model),
             cost: Cost::of(model),
             bits_per_weight: cost::bits_per_weight(model),
             file_bytes,
@@ -170,13 +191,20 @@ impl Summary {
     }
 }
 
-fn layer_note(layer: &crate::model::Layer) -> LayerNote {
+fn layer_notes(model: &Model) -> Vec<LayerNote> {
+    let shares = model.tokens.as_ref().map(TokenSchedule::shares);
+    let note = |(l, layer)| layer_note(layer, shares.as_ref().map(|shares| shares[l]));
+    model.layers.iter().enumerate().map(note).collect()
+}
+
+fn layer_note(layer: &Layer, tokens: Option<f64>) -> LayerNote {
     let mut forms: Vec<String> =
         layer.linears().iter().map(|(_, l)| Weight::form(&l.weight)).collect();
     forms.dedup();
     LayerNote {
         heads: layer.attention.as_ref().map(|a| a.heads.len()),
         ffn: layer.ffn.as_ref().map(|f| f.units()),
+        tokens,
         params: cost::prunable(layer),
         forms,
     }

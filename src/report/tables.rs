@@ -26,6 +26,11 @@ pub fn count(n: u64) -> String {
     out
 }
 
+/// `1.250 G`, of FLOPs.
+pub fn giga(n: u64) -> String {
+    format!("{:.3} G", n as f64 / 1e9)
+}
+
 /// `0.8876 (0.8650 to 0.9069)`
 pub fn metric_value(metric: &Metric) -> String {
     match metric.interval {
@@ -73,10 +78,14 @@ pub fn before_after(report: &Report, measured: &Measured) -> String {
     row("parameters", count(before), count(after), factor(before as f64, after as f64) + " fewer");
     let bits = |s: &super::Summary| format!("{:.2}", s.bits_per_weight);
     row("bits per encoder weight", bits(b), bits(a), String::new());
-    let flops = |s: &super::Summary| format!("{:.3} G", s.compute.flops as f64 / 1e9);
+    let flops = |s: &super::Summary| giga(s.compute.flops);
     let name = format!("FLOPs, 1 x {} tokens", a.compute.tokens);
     let fewer = factor(b.compute.flops as f64, a.compute.flops as f64);
     row(&name, flops(b), flops(a), fewer + " fewer");
+    if let Some((name, [before, after])) = report.flops_on_data() {
+        let fewer = factor(before as f64, after as f64);
+        row(&name, giga(before), giga(after), fewer + " fewer");
+    }
     if let Some([before, after]) = &measured.latency {
         let name = format!("latency, 1 x {} tokens, 1 thread", after.tokens);
         let ms = |l: &crate::eval::latency::Latency| format!("{:.2} ms", l.median_ms);
