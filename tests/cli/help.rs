@@ -95,6 +95,8 @@ fn a_bad_recipe_is_explained() {
         "binarize(damp=0)",
         "binarize,prune",
         "binarize,binarize",
+        "tokens,prune",
+        "tokens,tokens",
     ] {
         let args = ["--passes", passes, "--calib", "none", "model", "-o", "out"];
         text += &format!("{}\n    {}\n", passes.escape_default(), dir.fails(3, &args));

@@ -17,4 +17,5 @@ mod reviews;
 mod stopped;
 mod support;
 mod tiny;
+mod tokens;
 mod train;
