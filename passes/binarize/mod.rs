@@ -210,7 +210,7 @@ impl Binarize {
     }
 
     fn pack_embeddings(&self, model: &mut Model) -> Result<Change> {
-        let word = |m: &Model| Linear { weight: m.embeddings.word.clone(), bias: None };
+        let word = |m: &Model| Linear::table(&m.embeddings.word);
         let before = word(model);
         let (binary, error) = self.encode(&model.embeddings.word, None)?;
         model.embeddings.word.dense()?.release(); // all of a large table was read

@@ -348,7 +348,7 @@ impl Pass for Distill {
 fn changes(before: &Model, after: &Model) -> Vec<Change> {
     let pairs = before.layers.iter().zip(&after.layers);
     let layers = pairs.flat_map(|(b, a)| b.linears().into_iter().zip(a.linears()));
-    let word = |m: &Model| Linear { weight: m.embeddings.word.clone(), bias: None };
+    let word = |m: &Model| Linear::table(&m.embeddings.word);
     let words = (word(before), word(after));
     let heads = before.head.linears().into_iter().zip(after.head.linears());
     layers

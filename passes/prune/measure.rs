@@ -3,7 +3,7 @@
 use super::price::Price;
 use crate::Result;
 use crate::eval::latency;
-use crate::model::{Activation, FeedForward, Model};
+use crate::model::{Activation, Activations, FeedForward, Model};
 use crate::runtime::{Batch, Dense, Encoder, NoObserver, RunAttention, RunFeedForward, RunNorm};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -115,7 +115,8 @@ fn ffn(activation: Activation, eps: f32, units: usize, width: usize) -> RunFeedF
 fn dense(out: usize, input: usize) -> Dense<'static> {
     let mut weight = numbers(out * input);
     weight.iter_mut().for_each(|w| *w /= (input as f32).sqrt()); // as much comes out as goes in
-    Dense { weight: weight.into(), bias: Some(numbers(out).into()), out, input }
+    let activations = Activations::Exact;
+    Dense { weight: weight.into(), bias: Some(numbers(out).into()), out, input, activations }
 }
 
 fn norm(width: usize, eps: f32) -> RunNorm<'static> {

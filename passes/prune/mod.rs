@@ -529,7 +529,7 @@ fn changes(before: &Model, after: &Model) -> Vec<Change> {
             None => changes.push(Change::gone(b)),
         }
     };
-    let table = |m: &Model| Linear { weight: m.embeddings.word.clone(), bias: None };
+    let table = |m: &Model| Linear::table(&m.embeddings.word);
     add(&table(before), Some(&table(after)));
     for (b, a) in before.layers.iter().zip(&after.layers) {
         let left = a.linears();

@@ -11,6 +11,39 @@ pub struct Linear {
     pub weight: Weight,
     /// `[out]`
     pub bias: Option<Tensor>,
+    pub activations: Activations,
+}
+
+/// What a layer makes of its inputs before it multiplies them: numbers of a few bits, with a scale and a zero
+/// point of each token's own (BiPFT notes, §7.3).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// Nothing: they stay f32.
+    #[default]
+    Exact,
+    Int8,
+    Int4,
+}
+
+impl Activations {
+    /// Bits of an input, `None` for exact ones.
+    pub fn bits(self) -> Option<u32> {
+        match self {
+            Activations::Exact => None,
+            Activations::Int8 => Some(8),
+            Activations::Int4 => Some(4),
+        }
+    }
+
+    /// The way back from [`Activations::bits`].
+    pub fn of_bits(bits: Option<u64>) -> Option<Activations> {
+        match bits {
+            None => Some(Activations::Exact),
+            Some(8) => Some(Activations::Int8),
+            Some(4) => Some(Activations::Int4),
+            Some(_) => None,
+        }
+    }
 }
 
 /// The forms in which a matrix is stored, of linear layers and of embedding tables alike.
@@ -31,6 +64,16 @@ pub struct Norm {
 }
 
 impl Linear {
+    /// A layer as it is before anything was packed.
+    pub fn dense(weight: Tensor, bias: Option<Tensor>) -> Linear {
+        Linear { weight: Weight::Dense(weight), bias, activations: Activations::Exact }
+    }
+
+    /// A table, as reports compare it.
+    pub fn table(weight: &Weight) -> Linear {
+        Linear { weight: weight.clone(), bias: None, activations: Activations::Exact }
+    }
+
     /// The tensors this layer is stored as.
     pub fn tensors(&self) -> Vec<Tensor> {
         let mut tensors = self.weight.tensors();
@@ -50,7 +93,7 @@ impl Linear {
     pub fn select_outputs(&self, keep: &[usize]) -> Result<Linear> {
         let weight = Weight::Dense(select_rows(self.weight.dense()?, keep)?);
         let bias = self.bias.as_ref().map(|b| select_rows(b, keep)).transpose()?;
-        Ok(Linear { weight, bias })
+        Ok(Linear { weight, bias, activations: self.activations })
     }
 
     /// The layer with only the inputs at `keep`, in that order.
@@ -59,7 +102,7 @@ impl Linear {
     /// If the weight is not dense.
     pub fn select_inputs(&self, keep: &[usize]) -> Result<Linear> {
         let weight = Weight::Dense(select_cols(self.weight.dense()?, keep)?);
-        Ok(Linear { weight, bias: self.bias.clone() })
+        Ok(Linear { weight, bias: self.bias.clone(), activations: self.activations })
     }
 }
 

@@ -110,7 +110,7 @@ impl Reader<'_> {
     }
 
     fn weight(&mut self, name: &str, shape: [usize; 2], key: &str) -> Result<Weight> {
-        let group = self.structure.group(name);
+        let group = self.structure.packed(name).group;
         match Binary::take(self.checkpoint, name, shape, group)? {
             Some(binary) => Ok(Weight::Binary(binary)),
             None => Ok(Weight::Dense(self.tensor(&format!("{name}.weight"), &shape, key)?)),
@@ -120,7 +120,8 @@ impl Reader<'_> {
     fn linear(&mut self, name: &str, shape: [usize; 2], key: &str) -> Result<Linear> {
         let weight = self.weight(name, shape, key)?;
         let bias = Some(self.tensor(&format!("{name}.bias"), &shape[..1], key)?);
-        Ok(Linear { weight, bias })
+        let activations = self.structure.packed(name).activations;
+        Ok(Linear { weight, bias, activations })
     }
 
     /// Older checkpoints call the two parts `gamma` and `beta`.

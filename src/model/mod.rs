@@ -24,7 +24,7 @@ pub use binary::{Binary, LowRank};
 pub use config::{Config, Task};
 pub use family::{Activation, Family};
 pub use head::{Head, PoolMode};
-pub use linear::{Linear, Norm, Weight};
+pub use linear::{Activations, Linear, Norm, Weight};
 pub use places::{Part, Place};
 pub use tokens::{Reads, Score, TokenSchedule};
 

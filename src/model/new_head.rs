@@ -119,7 +119,7 @@ impl Model {
             self.unused.iter().find(|t| t.name == name && t.shape == shape).cloned()
         };
         let weight = find("weight", &[rows, cols])?;
-        Some(Linear { weight: Weight::Dense(weight), bias: find("bias", &[rows]) })
+        Some(Linear::dense(weight, find("bias", &[rows])))
     }
 }
 
@@ -139,6 +139,6 @@ impl Fresh {
         let weight = Tensor::from_f32(format!("{name}.weight"), &[rows, cols], &values, Dtype::F32);
         let zeros = vec![0.0; rows];
         let bias = Tensor::from_f32(format!("{name}.bias"), &[rows], &zeros, Dtype::F32);
-        Linear { weight: Weight::Dense(weight), bias: Some(bias) }
+        Linear::dense(weight, Some(bias))
     }
 }

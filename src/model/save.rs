@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 /// Version of the `compress` entry. A reader refuses what is newer than itself.
 pub const FORMAT_VERSION: u64 = 1;
 
-/// What is left of each layer, and how packed matrices are grouped.
+/// What is left of each layer, and what is said of packed matrices.
 #[derive(Debug)]
 pub(super) struct Structure {
     layers: Vec<(Option<Vec<usize>>, Option<usize>)>,
-    groups: BTreeMap<String, usize>,
+    packed: BTreeMap<String, Packed>,
     pub tokens: Option<TokenSchedule>,
 }
 
@@ -22,7 +22,7 @@ impl Structure {
         let Some(entry) = config.raw.get("compress") else {
             return Ok(Structure {
                 layers: vec![whole; config.layers],
-                groups: BTreeMap::new(),
+                packed: BTreeMap::new(),
                 tokens: None,
             });
         };
@@ -66,14 +66,19 @@ impl Structure {
             Ok((heads, units))
         };
         let layers = list.iter().enumerate().map(layer).collect::<Result<Vec<_>>>()?;
-        let mut groups = BTreeMap::new();
-        for (name, packed) in entry["packed"].as_object().into_iter().flatten() {
-            if let Some(group) = packed["group"].as_u64() {
-                groups.insert(name.clone(), group as usize);
-            }
+        let mut packed = BTreeMap::new();
+        for (name, said) in entry["packed"].as_object().into_iter().flatten() {
+            let bits = &said["activations"];
+            let known = bits.is_null() || bits.is_u64();
+            let activations = Activations::of_bits(bits.as_u64()).filter(|_| known);
+            let activations = activations.ok_or_else(|| {
+                bad(format!("packed.{name}.activations"), bits, "null, 8 or 4".into())
+            })?;
+            let group = said["group"].as_u64().map(|g| g as usize);
+            packed.insert(name.clone(), Packed { group, activations });
         }
         let tokens = TokenSchedule::read(&entry["tokens"], config.layers)?;
-        Ok(Structure { layers, groups, tokens })
+        Ok(Structure { layers, packed, tokens })
     }
 
     /// The heads left in a layer; `None` when its attention is gone.
@@ -86,10 +91,18 @@ impl Structure {
         self.layers[layer].1
     }
 
-    /// Columns that share a scale in the packed matrix `name`; `None` for all of a row.
-    pub fn group(&self, name: &str) -> Option<usize> {
-        self.groups.get(name).copied()
+    /// What is said of the packed matrix `name`.
+    pub fn packed(&self, name: &str) -> Packed {
+        self.packed.get(name).copied().unwrap_or_default()
     }
+}
+
+/// What tensors do not say of a packed matrix.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Packed {
+    /// Columns that share a scale; `None` for all of a row.
+    pub group: Option<usize>,
+    pub activations: Activations,
 }
 
 fn head_list(found: &Value, heads: usize) -> Option<Vec<usize>> {
@@ -216,13 +229,15 @@ impl Model {
     fn packed(&self) -> Map<String, Value> {
         self.weights()
             .into_iter()
-            .filter_map(|weight| match weight {
+            .filter_map(|(weight, activations)| match weight {
                 Weight::Dense(_) => None,
                 Weight::Binary(b) => {
                     let group = (b.group < b.cols).then_some(b.group);
                     let rank = b.low_rank.as_ref().map(|l| l.rank);
-                    let entry =
-                        json!({"form": "binary", "planes": b.planes, "group": group, "rank": rank});
+                    let entry = json!({
+                        "form": "binary", "planes": b.planes, "group": group, "rank": rank,
+                        "activations": activations.bits(),
+                    });
                     Some((b.name.clone(), entry))
                 }
             })
@@ -230,13 +245,14 @@ impl Model {
     }
 
     /// Every matrix of the encoder and its head that can be packed.
-    fn weights(&self) -> Vec<&Weight> {
-        let mut weights = vec![&self.embeddings.word];
-        weights.extend(self.embeddings.project.iter().map(|p| &p.weight));
+    fn weights(&self) -> Vec<(&Weight, Activations)> {
+        let mut linears: Vec<&Linear> = self.embeddings.project.iter().collect();
         for layer in &self.layers {
-            weights.extend(layer.linears().into_iter().map(|(_, linear)| &linear.weight));
+            linears.extend(layer.linears().into_iter().map(|(_, linear)| linear));
         }
-        weights.extend(self.head.linears().into_iter().map(|linear| &linear.weight));
+        linears.extend(self.head.linears());
+        let mut weights = vec![(&self.embeddings.word, Activations::Exact)];
+        weights.extend(linears.into_iter().map(|l| (&l.weight, l.activations)));
         weights
     }
 }

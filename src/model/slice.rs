@@ -141,7 +141,7 @@ impl Linear {
         }
         let weight = Weight::Dense(cut_matrix(self.weight.dense()?, outputs, inputs)?);
         let bias = self.bias.as_ref().map(|b| cut_vector(b, outputs)).transpose()?;
-        Ok(Linear { weight, bias })
+        Ok(Linear { weight, bias, activations: self.activations })
     }
 }
 

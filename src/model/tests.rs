@@ -112,7 +112,7 @@ fn the_compress_entry_says_what_shapes_do_not() {
     ffn.up.weight = Weight::Binary(binary);
     model.layers[2].ffn = Some(ffn);
     let json = model.config_json(&json!({"passes": []}));
-    insta::assert_snapshot!(json["compress"], @r#"{"version":1,"recipe":{"passes":[]},"head_dim":4,"layers":[{"heads":[1,3],"ffn":24},{"heads":null,"ffn":24},{"heads":[0,1,2,3],"ffn":3}],"packed":{"encoder.layer.2.intermediate.dense":{"form":"binary","planes":2,"group":10,"rank":null}}}"#);
+    insta::assert_snapshot!(json["compress"], @r#"{"version":1,"recipe":{"passes":[]},"head_dim":4,"layers":[{"heads":[1,3],"ffn":24},{"heads":null,"ffn":24},{"heads":[0,1,2,3],"ffn":3}],"packed":{"encoder.layer.2.intermediate.dense":{"form":"binary","planes":2,"group":10,"rank":null,"activations":null}}}"#);
     let again = reopen(&model);
     assert_eq!(again.config_json(&json!({"passes": []})), json);
     assert_eq!(stored(&again), stored(&model));

@@ -3,8 +3,8 @@
 use super::kernels::{self, Mat, MatMut};
 use crate::Result;
 use crate::model::{
-    Activation, Attention, FeedForward, Head, Layer, Linear, Model, Norm, PoolMode, TokenSchedule,
-    Weight,
+    Activation, Activations, Attention, FeedForward, Head, Layer, Linear, Model, Norm, PoolMode,
+    TokenSchedule, Weight,
 };
 use std::borrow::Cow;
 
@@ -28,7 +28,7 @@ pub struct Encoder<'m> {
     pub head: RunHead<'m>,
 }
 
-/// `y = x·Wᵀ + b` in f32.
+/// `y = x·Wᵀ + b` in f32, of inputs that may be rounded first.
 #[derive(Debug, Clone)]
 pub struct Dense<'m> {
     /// `[out, in]`
@@ -37,6 +37,7 @@ pub struct Dense<'m> {
     pub bias: Option<Cow<'m, [f32]>>,
     pub out: usize,
     pub input: usize,
+    pub activations: Activations,
 }
 
 #[derive(Debug, Clone)]
@@ -105,6 +106,7 @@ impl<'m> Dense<'m> {
             bias: linear.bias.as_ref().map(|b| b.to_f32()).transpose()?,
             out: linear.weight.rows(),
             input: linear.weight.cols(),
+            activations: linear.activations,
         })
     }
 
@@ -122,6 +124,14 @@ impl<'m> Dense<'m> {
         self.forward_rows(x, x.len().checked_div(self.input).unwrap_or(0))
     }
 
+    /// `x·Wᵀ` of `rows` rows, without the bias.
+    pub fn multiply(&self, x: &[f32], rows: usize, out: MatMut) {
+        if self.input > 0 && self.out > 0 {
+            let x = kernels::rounded(x, self.input, self.activations);
+            kernels::product(out, Mat::new(&x, rows, self.input), self.matrix().t(), 1.0);
+        }
+    }
+
     /// `forward(x) + residual`: what the LayerNorm behind a block sees. The layer may have no inputs
     /// left.
     pub fn add(&self, x: &[f32], residual: &[f32]) -> Vec<f32> {
@@ -133,10 +143,7 @@ impl<'m> Dense<'m> {
     /// As `forward` for `rows` rows, where the layer may have no inputs left to count them by.
     pub fn forward_rows(&self, x: &[f32], rows: usize) -> Vec<f32> {
         let mut y = vec![0.0; rows * self.out];
-        if self.input > 0 && self.out > 0 {
-            let x = Mat::new(x, rows, self.input);
-            kernels::product(MatMut::new(&mut y, rows, self.out), x, self.matrix().t(), 1.0);
-        }
+        self.multiply(x, rows, MatMut::new(&mut y, rows, self.out));
         if let Some(bias) = self.bias.as_ref().filter(|b| !b.is_empty()) {
             kernels::add_bias(&mut y, bias);
         }

@@ -439,10 +439,9 @@ impl RunAttention<'_> {
         if width == 0 {
             return qkv;
         }
-        let hidden = self.query.input;
         for (i, linear) in [&self.query, &self.key, &self.value].into_iter().enumerate() {
             let out = MatMut::new(&mut qkv, tokens, 3 * width).columns(i * width, width);
-            kernels::product(out, Mat::new(x, tokens, hidden), linear.matrix().t(), 1.0);
+            linear.multiply(x, tokens, out);
         }
         let bias: Vec<f32> = [&self.query, &self.key, &self.value]
             .into_iter()

@@ -166,7 +166,8 @@ fn rows(linear: &Dense, keep: &[usize]) -> Dense<'static> {
     let row = |&r: &usize| &linear.weight[r * width..(r + 1) * width];
     let weight: Vec<f32> = keep.iter().flat_map(row).copied().collect();
     let bias = linear.bias.as_ref().map(|b| Cow::Owned(keep.iter().map(|&r| b[r]).collect()));
-    Dense { weight: Cow::Owned(weight), bias, out: keep.len(), input: width }
+    let activations = linear.activations;
+    Dense { weight: Cow::Owned(weight), bias, out: keep.len(), input: width, activations }
 }
 
 fn columns(linear: &Dense, keep: &[usize]) -> Dense<'static> {
@@ -175,7 +176,8 @@ fn columns(linear: &Dense, keep: &[usize]) -> Dense<'static> {
         weight.extend(keep.iter().map(|&c| row[c]));
     }
     let bias = linear.bias.as_ref().map(|b| Cow::Owned(b.to_vec()));
-    Dense { weight: Cow::Owned(weight), bias, out: linear.out, input: keep.len() }
+    let (out, activations) = (linear.out, linear.activations);
+    Dense { weight: Cow::Owned(weight), bias, out, input: keep.len(), activations }
 }
 
 fn add(to: &mut Cow<[f32]>, from: &[f32]) {

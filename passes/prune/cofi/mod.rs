@@ -11,7 +11,7 @@ use super::{Prune, Shape, Start};
 use crate::checkpoint::Tensor;
 use crate::data::Dataset;
 use crate::model::slice::Masks;
-use crate::model::{Head, Linear, Model, Part, Weight};
+use crate::model::{Head, Linear, Model, Part};
 use crate::pass::Context;
 use crate::report::Training;
 use crate::train::distillation::{Distillation, Terms};
@@ -298,7 +298,7 @@ fn uncut(before: &Model, cut: &Model, masks: &Masks) -> Result<Model> {
             left.iter().zip(from).for_each(|(&c, v)| row[c] = *v);
         }
         let tensor = Tensor::from_f32(tensor.name.clone(), &tensor.shape, &values, tensor.dtype);
-        Ok(Linear { weight: Weight::Dense(tensor), bias: new.bias.clone() })
+        Ok(Linear::dense(tensor, new.bias.clone()))
     };
     for (l, (old, new)) in model.layers.iter_mut().zip(&cut.layers).enumerate() {
         if let (Some(old), Some(new)) = (&mut old.attention, &new.attention) {

@@ -267,7 +267,7 @@ fn key_value(key: &Dense, value: &Dense, x: &[f32], tokens: usize) -> Vec<f32> {
     }
     for (i, linear) in [key, value].into_iter().enumerate() {
         let out = MatMut::new(&mut kv, tokens, 2 * width).columns(i * width, width);
-        kernels::product(out, Mat::new(x, tokens, linear.input), linear.matrix().t(), 1.0);
+        linear.multiply(x, tokens, out);
     }
     let bias = |l: &Dense| l.bias.as_deref().unwrap_or_default().to_vec();
     let bias = [bias(key), bias(value)].concat();

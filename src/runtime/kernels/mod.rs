@@ -10,6 +10,7 @@ mod matmul;
 mod norm;
 #[cfg(test)]
 mod reference;
+mod rounding;
 
 pub use activation::{activate, activation_gradient, softmax, softmax_backward};
 pub use dropout::dropout;
@@ -17,6 +18,7 @@ pub use dropout::dropout;
 pub use matmul::MACS;
 pub use matmul::{Mat, MatMut, add_product, product};
 pub use norm::{add_bias, add_columns, layer_norm, layer_norm_backward};
+pub use rounding::rounded;
 
 /// Defines `pub fn name(args)` that runs `body` compiled for the best instruction set at hand.
 macro_rules! dispatch {
