@@ -8,6 +8,7 @@ mod activation;
 mod dropout;
 mod matmul;
 mod norm;
+pub mod packed;
 #[cfg(test)]
 mod reference;
 mod rounding;

@@ -1,0 +1,488 @@
+//! AVX-512 with VNNI, VBMI and VPOPCNTDQ.
+//!
+//! One plane of signs with codes of 8 or 4 bits: four signs are an index into a table with the 16
+//! sums that four codes can make, and `vpermb` looks up 64 of them at once (16 rows, 16 columns): 256
+//! multiply-accumulates for two instructions, where `vpdpbusd` does 64. Codes of 8 bits are two
+//! digits of 4. Levels and int8 go through `vpdpbusd`, two vectors of signs through `vpopcntd`.
+
+use super::{
+    BLOCK, Bits, Bytes, CHUNK, Form, GROUP, MAX_PLANES, Pass, Product, STRIP, Signs, Sum, WORD,
+    Words,
+};
+use std::arch::x86_64::*;
+
+/// Blocks of a strip: all kernels take this many at once.
+const BLOCKS: usize = STRIP / BLOCK;
+/// Columns of a half word: what one register of indices covers.
+const HALF: usize = WORD / 2;
+/// Bytes of tables that are made at once: a part of the second-level cache.
+const TABLES: usize = 256 << 10;
+
+pub(super) fn detected() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("avx512vbmi")
+        && is_x86_feature_detected!("avx512vpopcntdq")
+}
+
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+pub(super) fn multiply(product: &mut Product) {
+    let (weights, x) = (product.weights, product.x);
+    let padded = weights.padded();
+    match (&weights.form, x.bits) {
+        (Form::Int8(int8), bits) => {
+            let (signs, sum);
+            let codes = match bits {
+                Bits::One => {
+                    (signs, sum) = (x.positive(), Sum::Positive);
+                    &signs
+                }
+                _ => {
+                    sum = Sum::Products;
+                    &x.codes
+                }
+            };
+            let per_strip = BLOCKS * padded / GROUP;
+            for from in (0..weights.rows).step_by(STRIP) {
+                let panel = &int8.codes[from / STRIP * per_strip..][..per_strip];
+                panel_strip(product, sum, from, panel, codes);
+            }
+        }
+        (Form::Signs(signs), Bits::Eight) if signs.planes > 1 => {
+            let mut panel = vec![Bytes::ZERO; BLOCKS * padded / GROUP];
+            for from in (0..weights.rows).step_by(STRIP) {
+                expand_levels(signs, padded, from, &mut panel);
+                panel_strip(product, Sum::Products, from, &panel, &x.codes);
+            }
+        }
+        (Form::Signs(signs), Bits::Eight) => lookup::<2>(product, signs),
+        (Form::Signs(signs), Bits::Four) => lookup::<1>(product, signs),
+        (Form::Signs(signs), Bits::One) => differing(product, signs),
+    }
+}
+
+/// Codes of `DIGITS` times 4 bits and planes of signs, by tables.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn lookup<const DIGITS: usize>(product: &mut Product, signs: &Signs) {
+    let (weights, x) = (product.weights, product.x);
+    let padded = weights.padded();
+    let per_token = DIGITS * padded / HALF;
+    let per_strip = BLOCKS * padded / WORD;
+    // A multiple of 6, so that only the last part has odd tokens.
+    let most = match per_token {
+        0 => x.tokens,
+        lines => (TABLES / size_of::<Bytes>() / lines / 6 * 6).max(6),
+    };
+    let mut tables = vec![Bytes::ZERO; most.min(x.tokens) * per_token];
+    let mut indices = Vec::new();
+    if x.tokens > 2 {
+        indices = vec![Bytes::ZERO; BLOCKS * padded / HALF];
+    }
+    for first in (0..x.tokens).step_by(most) {
+        let tokens = most.min(x.tokens - first);
+        for t in 0..tokens {
+            let codes = &x.codes[(first + t) * padded..][..padded];
+            tabulate::<DIGITS>(codes, &mut tables[t * per_token..][..per_token]);
+        }
+        for k in 0..signs.planes {
+            let plane = signs.plane(k, padded);
+            for from in (0..weights.rows).step_by(STRIP) {
+                let words = &plane[from / STRIP * per_strip..][..per_strip];
+                if tokens > 2 {
+                    index(words, &mut indices);
+                }
+                let mut t = 0;
+                while t < tokens {
+                    let ahead = &tables[t * per_token..];
+                    t += match tokens - t {
+                        1 if tokens <= 2 => {
+                            let sums = look_straight::<DIGITS, 1>(words, ahead);
+                            store(product, Pass::Plane(k), Sum::Set, first + t, from, sums)
+                        }
+                        2 if tokens <= 2 => {
+                            let sums = look_straight::<DIGITS, 2>(words, ahead);
+                            store(product, Pass::Plane(k), Sum::Set, first + t, from, sums)
+                        }
+                        1 => {
+                            let sums = look::<DIGITS, 1>(&indices, ahead);
+                            store(product, Pass::Plane(k), Sum::Set, first + t, from, sums)
+                        }
+                        2 => {
+                            let sums = look::<DIGITS, 2>(&indices, ahead);
+                            store(product, Pass::Plane(k), Sum::Set, first + t, from, sums)
+                        }
+                        _ => {
+                            let sums = look::<DIGITS, 3>(&indices, ahead);
+                            store(product, Pass::Plane(k), Sum::Set, first + t, from, sums)
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Tables of one token: for each 64 columns and digit four registers, each of four tables, of the
+/// 16 sums of four codes. `codes`: `[padded]`; `tables`: `[padded / 64, DIGITS, 4]`.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn tabulate<const DIGITS: usize>(codes: &[u8], tables: &mut [Bytes]) {
+    // Lane j of 16 bytes takes code 4j + b, at the entries whose bit b is set.
+    const SET: [u64; 4] = [
+        0xaaaa_aaaa_aaaa_aaaa,
+        0xcccc_cccc_cccc_cccc,
+        0xf0f0_f0f0_f0f0_f0f0,
+        0xff00_ff00_ff00_ff00,
+    ];
+    let lanes = _mm512_set_epi32(12, 12, 12, 12, 8, 8, 8, 8, 4, 4, 4, 4, 0, 0, 0, 0);
+    let lanes = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(0x0101_0101));
+    let take: [__m512i; 4] =
+        std::array::from_fn(|b| _mm512_add_epi8(lanes, _mm512_set1_epi8(b as i8)));
+    let low = _mm_set1_epi8(15);
+    let (codes, _) = codes.as_chunks::<16>();
+    for (q, codes) in codes.iter().enumerate() {
+        // SAFETY: 16 bytes are read from an array of 16 bytes.
+        let codes = unsafe { _mm_loadu_si128(codes.as_ptr().cast()) };
+        for digit in 0..DIGITS {
+            let digits = match digit {
+                0 => _mm_and_si128(codes, low),
+                _ => _mm_and_si128(_mm_srli_epi16(codes, 4), low),
+            };
+            let digits = _mm512_broadcast_i32x4(digits);
+            let part = |b: usize| _mm512_maskz_shuffle_epi8(SET[b], digits, take[b]);
+            let sums = _mm512_add_epi8(
+                _mm512_add_epi8(part(0), part(1)),
+                _mm512_add_epi8(part(2), part(3)),
+            );
+            let line = &mut tables[(q / 4 * DIGITS + digit) * 4 + q % 4];
+            // SAFETY: a line is 64 bytes, aligned to 64.
+            unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), sums) };
+        }
+    }
+}
+
+/// The shifts that bring the four nibbles of each half of a word into four bytes, a row each.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn nibbles() -> [__m512i; 2] {
+    [_mm512_set1_epi64(0x2c28_2420_0c08_0400), _mm512_set1_epi64(0x3c38_3430_1c18_1410)]
+}
+
+/// One half of the words of a block as places in four tables of 16.
+#[inline]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn places(words: __m512i, shifts: __m512i) -> __m512i {
+    let spread = _mm512_multishift_epi64_epi8(shifts, words);
+    // (spread & 15) | 16 · table
+    let table = _mm512_set1_epi32(0x3020_1000);
+    _mm512_ternarylogic_epi32::<0xea>(spread, _mm512_set1_epi8(15), table)
+}
+
+/// Signs of a strip, `[BLOCKS, words]`, as places: `[2 · words, BLOCKS]`.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn index(words: &[Words], indices: &mut [Bytes]) {
+    let shifts = nibbles();
+    let per_block = words.len() / BLOCKS;
+    for (w, indices) in indices.as_chunks_mut::<{ 2 * BLOCKS }>().0.iter_mut().enumerate() {
+        for block in 0..BLOCKS {
+            let word = load_words(&words[block * per_block + w]);
+            for half in 0..2 {
+                let line = &mut indices[half * BLOCKS + block];
+                // SAFETY: a line is 64 bytes, aligned to 64.
+                unsafe {
+                    _mm512_store_si512(line.0.as_mut_ptr().cast(), places(word, shifts[half]));
+                }
+            }
+        }
+    }
+}
+
+/// Sums of the codes where signs are +1, of `T` tokens and a strip.
+///
+/// `indices`: `[padded / 16, BLOCKS]`; `tables`: those of `T` tokens, [`tabulate`], and maybe more.
+#[inline]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn look<const DIGITS: usize, const T: usize>(
+    indices: &[Bytes],
+    tables: &[Bytes],
+) -> [[__m512i; BLOCKS]; T] {
+    look_at::<DIGITS, T>(indices.len() / BLOCKS / 4, tables, |chunk, i| {
+        // SAFETY: `chunk` is below the number of chunks, `i` below 4.
+        let lines = unsafe { indices.get_unchecked((chunk * 4 + i) * BLOCKS..) };
+        // SAFETY: as above: four lines are left.
+        std::array::from_fn(|block| load(unsafe { lines.get_unchecked(block) }))
+    })
+}
+
+/// [`look`] from the signs themselves, `[BLOCKS, words]`: for so few tokens that making indices first
+/// would cost more.
+#[inline]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn look_straight<const DIGITS: usize, const T: usize>(
+    words: &[Words],
+    tables: &[Bytes],
+) -> [[__m512i; BLOCKS]; T] {
+    let shifts = nibbles();
+    let per_block = words.len() / BLOCKS;
+    look_at::<DIGITS, T>(per_block / 2, tables, |chunk, i| {
+        std::array::from_fn(|block| {
+            let at = block * per_block + chunk * 2 + i / 2;
+            // SAFETY: `chunk` is below half of the words of a block, `i` below 4.
+            let words = load_words(unsafe { words.get_unchecked(at) });
+            places(words, shifts[i % 2])
+        })
+    })
+}
+
+#[inline]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn look_at<const DIGITS: usize, const T: usize>(
+    chunks: usize,
+    tables: &[Bytes],
+    indices: impl Fn(usize, usize) -> [__m512i; BLOCKS],
+) -> [[__m512i; BLOCKS]; T] {
+    let per_token = chunks * DIGITS * 4;
+    assert!(tables.len() >= T * per_token);
+    let zero = _mm512_setzero_si512();
+    let mut sums = [[zero; BLOCKS]; T];
+    for chunk in 0..chunks {
+        for digit in 0..DIGITS {
+            // Four sums of four digits fit a byte: 4 · 4 · 15 = 240.
+            let mut bytes = [[zero; BLOCKS]; T];
+            for i in 0..4 {
+                let places = indices(chunk, i);
+                for t in 0..T {
+                    let at = t * per_token + (chunk * DIGITS + digit) * 4 + i;
+                    // SAFETY: asserted above.
+                    let table = load(unsafe { tables.get_unchecked(at) });
+                    for block in 0..BLOCKS {
+                        let found = _mm512_permutexvar_epi8(places[block], table);
+                        bytes[t][block] = match i {
+                            0 => found,
+                            _ => _mm512_add_epi8(bytes[t][block], found),
+                        };
+                    }
+                }
+            }
+            let worth = _mm512_set1_epi8(if digit == 0 { 1 } else { 16 });
+            for t in 0..T {
+                for block in 0..BLOCKS {
+                    sums[t][block] = _mm512_dpbusd_epi32(sums[t][block], bytes[t][block], worth);
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// Codes of all tokens, `[tokens, padded]`, with weights of a strip, `[BLOCKS, padded / 4]`.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn panel_strip(product: &mut Product, sum: Sum, from: usize, panel: &[Bytes], codes: &[u8]) {
+    let tokens = product.x.tokens;
+    let mut t = 0;
+    while t < tokens {
+        let ahead = &codes[t * product.weights.padded()..];
+        t += match tokens - t {
+            1 => store(product, Pass::Whole, sum, t, from, dot::<1>(panel, ahead)),
+            2 | 3 => store(product, Pass::Whole, sum, t, from, dot::<2>(panel, ahead)),
+            4 | 5 => store(product, Pass::Whole, sum, t, from, dot::<4>(panel, ahead)),
+            _ => store(product, Pass::Whole, sum, t, from, dot::<6>(panel, ahead)),
+        }
+    }
+}
+
+#[inline]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn dot<const T: usize>(panel: &[Bytes], codes: &[u8]) -> [[__m512i; BLOCKS]; T] {
+    let groups = panel.len() / BLOCKS;
+    assert!(codes.len() >= T * groups * GROUP);
+    let mut sums = [[_mm512_setzero_si512(); BLOCKS]; T];
+    for group in 0..groups {
+        // SAFETY: `group` is below the number of groups.
+        let weight = |block| load(unsafe { panel.get_unchecked(block * groups + group) });
+        let weights: [__m512i; BLOCKS] = std::array::from_fn(weight);
+        for t in 0..T {
+            // SAFETY: asserted above; the read needs no alignment.
+            let codes = unsafe {
+                let at = codes.as_ptr().add((t * groups + group) * GROUP);
+                _mm512_set1_epi32(at.cast::<i32>().read_unaligned())
+            };
+            for block in 0..BLOCKS {
+                sums[t][block] = _mm512_dpbusd_epi32(sums[t][block], codes, weights[block]);
+            }
+        }
+    }
+    sums
+}
+
+/// The levels of a strip from row `from` on: `[BLOCKS, padded / 4]`.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn expand_levels(signs: &Signs, padded: usize, from: usize, panel: &mut [Bytes]) {
+    match signs.planes {
+        2 => expand::<2, 4>(signs, padded, from, panel),
+        3 => expand::<3, 8>(signs, padded, from, panel),
+        _ => expand::<MAX_PLANES, 16>(signs, padded, from, panel),
+    }
+}
+
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn expand<const K: usize, const LEVELS: usize>(
+    signs: &Signs,
+    padded: usize,
+    from: usize,
+    panel: &mut [Bytes],
+) {
+    let table = &signs.whole().table;
+    let (words, groups) = (padded / WORD, padded / GROUP);
+    let bit = _mm512_set1_epi8(1);
+    for block in 0..BLOCKS {
+        let first = from + block * BLOCK;
+        // Each level of a row in the four bytes of its lane. Padding columns meet codes of zero.
+        let levels: [__m512i; LEVELS] = std::array::from_fn(|i| {
+            let level = |r: usize| table.get(first + r).map_or(0, |row| row[i]);
+            let lanes: [i32; BLOCK] =
+                std::array::from_fn(|r| i32::from_ne_bytes([level(r) as u8; GROUP]));
+            // SAFETY: 64 bytes are read from an array of 64 bytes.
+            unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) }
+        });
+        for w in 0..words {
+            let line = |k| load_words(&signs.plane(k, padded)[first / BLOCK * words + w]);
+            let planes: [__m512i; K] = std::array::from_fn(line);
+            let mut shifts = _mm512_set1_epi64(0x2322_2120_0302_0100);
+            for group in 0..WORD / GROUP {
+                let mut chosen = levels;
+                for (k, &plane) in planes.iter().enumerate() {
+                    let signs = _mm512_multishift_epi64_epi8(shifts, plane);
+                    let set = _mm512_test_epi8_mask(signs, bit);
+                    for i in 0..LEVELS >> (k + 1) {
+                        chosen[i] = _mm512_mask_blend_epi8(set, chosen[2 * i], chosen[2 * i + 1]);
+                    }
+                }
+                let line = &mut panel[block * groups + w * WORD / GROUP + group];
+                // SAFETY: a line is 64 bytes, aligned to 64.
+                unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), chosen[0]) };
+                shifts = _mm512_add_epi8(shifts, _mm512_set1_epi8(GROUP as i8));
+            }
+        }
+    }
+}
+
+/// Signs with signs.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn differing(product: &mut Product, signs: &Signs) {
+    let (weights, x) = (product.weights, product.x);
+    let padded = weights.padded();
+    let per_strip = BLOCKS * padded / WORD;
+    for k in 0..signs.planes {
+        let plane = signs.plane(k, padded);
+        for from in (0..weights.rows).step_by(STRIP) {
+            let words = &plane[from / STRIP * per_strip..][..per_strip];
+            let (pass, sum) = (Pass::Plane(k), Sum::Differing);
+            let mut t = 0;
+            while t < x.tokens {
+                let ahead = &x.words[t * padded / WORD..];
+                t += match x.tokens - t {
+                    1 => store(product, pass, sum, t, from, differ::<1>(words, ahead)),
+                    2 | 3 => store(product, pass, sum, t, from, differ::<2>(words, ahead)),
+                    _ => store(product, pass, sum, t, from, differ::<4>(words, ahead)),
+                }
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn differ<const T: usize>(words: &[Words], x: &[u32]) -> [[__m512i; BLOCKS]; T] {
+    let per_block = words.len() / BLOCKS;
+    assert!(x.len() >= T * per_block);
+    let mut sums = [[_mm512_setzero_si512(); BLOCKS]; T];
+    for w in 0..per_block {
+        // SAFETY: `w` is below the number of words.
+        let line = |block| load_words(unsafe { words.get_unchecked(block * per_block + w) });
+        let lines: [__m512i; BLOCKS] = std::array::from_fn(line);
+        for t in 0..T {
+            // SAFETY: asserted above.
+            let x = _mm512_set1_epi32(unsafe { *x.get_unchecked(t * per_block + w) } as i32);
+            for block in 0..BLOCKS {
+                let count = _mm512_popcnt_epi32(_mm512_xor_si512(x, lines[block]));
+                sums[t][block] = _mm512_add_epi32(sums[t][block], count);
+            }
+        }
+    }
+    sums
+}
+
+/// Finishes `T` tokens from `first` on, and says how many those were.
+#[inline]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn store<const T: usize>(
+    product: &mut Product,
+    pass: Pass,
+    sum: Sum,
+    first: usize,
+    from: usize,
+    sums: [[__m512i; BLOCKS]; T],
+) -> usize {
+    for (t, sums) in sums.iter().enumerate() {
+        let mut row = [0i32; STRIP];
+        for (row, &sums) in row.as_chunks_mut::<BLOCK>().0.iter_mut().zip(sums) {
+            // SAFETY: 64 bytes are written to an array of 64 bytes.
+            unsafe { _mm512_storeu_si512(row.as_mut_ptr().cast(), sums) };
+        }
+        product.finish(pass, sum, first + t, from, &row);
+    }
+    T
+}
+
+#[inline]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn load(line: &Bytes) -> __m512i {
+    // SAFETY: a line is 64 bytes, aligned to 64.
+    unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn load_words(line: &Words) -> __m512i {
+    // SAFETY: a line is 64 bytes, aligned to 64.
+    unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
+}
+const _: () = assert!(CHUNK == 4 * HALF);
