@@ -16,7 +16,7 @@ fn texts_of_tokens(bencher: Bencher, (texts, tokens): (usize, usize)) {
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/reviews/model");
     let path = std::env::var_os("MODEL").map_or_else(|| PathBuf::from(shipped), PathBuf::from);
     let model = Model::open(&path).expect("a checkpoint");
-    let encoder = Encoder::new(&model).expect("a model that runs");
+    let encoder = Encoder::packed(&model).expect("a model that runs");
     let one = synthetic(&encoder, tokens);
     let mut batch = compress::runtime::Batch::default();
     (0..texts).for_each(|row| batch.push(&one.ids, &one.type_ids, row));

@@ -84,13 +84,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut row = |path, way: &str, encoder, whole, batches| {
         rows.push(Row { path, way: way.into(), encoder, whole, batches, ms: Vec::new() });
     };
-    let whole = Encoder { tokens: None, ..Encoder::new(&models[0])? };
+    let whole = Encoder { tokens: None, ..Encoder::packed(&models[0])? };
     if let Some(n) = pad {
         row(&paths[0], &format!("padded to {n}"), whole.clone(), true, &padded[..]);
     }
     row(&paths[0], "unpadded, all of it", whole, true, &batches);
     for (path, model) in paths.iter().zip(&models) {
-        row(path, "unpadded", Encoder::new(model)?, false, &batches);
+        row(path, "unpadded", Encoder::packed(model)?, false, &batches);
     }
     for run in 0..=RUNS {
         for row in &mut rows {

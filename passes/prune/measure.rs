@@ -116,7 +116,14 @@ fn dense(out: usize, input: usize) -> Dense<'static> {
     let mut weight = numbers(out * input);
     weight.iter_mut().for_each(|w| *w /= (input as f32).sqrt()); // as much comes out as goes in
     let activations = Activations::Exact;
-    Dense { weight: weight.into(), bias: Some(numbers(out).into()), out, input, activations }
+    Dense {
+        weight: weight.into(),
+        integers: None,
+        bias: Some(numbers(out).into()),
+        out,
+        input,
+        activations,
+    }
 }
 
 fn norm(width: usize, eps: f32) -> RunNorm<'static> {

@@ -46,7 +46,7 @@ pub fn main(args: &EvalArgs) -> Result<()> {
     let labelled = table.examples.iter().all(|e| is_labelled(e, model.config.task));
     let wanted = labelled || args.teacher.is_none();
     let prepared = Prepared::new(&table, &model, &tokenizer, tokens, wanted, &args.data)?;
-    let encoder = Encoder::new(&model)?;
+    let encoder = Encoder::packed(&model)?;
     let start = Instant::now();
     let judged = match prepared.targets.is_some() || args.teacher.is_none() {
         true => {
@@ -61,7 +61,7 @@ pub fn main(args: &EvalArgs) -> Result<()> {
         Some(path) => {
             let teacher = Model::open(path)?;
             check_comparable(&teacher, &model)?;
-            fidelity(&Encoder::new(&teacher)?, &encoder, &prepared.batches)?
+            fidelity(&Encoder::packed(&teacher)?, &encoder, &prepared.batches)?
         }
     };
     if judged.is_empty() {

@@ -274,7 +274,7 @@ type Judged = (Option<Quality>, Option<[latency::Latency; 2]>);
 /// Runs both models on the examples, or else on the calibration text that was held out; `compare`s their
 /// answers, where the one is to answer as the other.
 fn judge(teacher: &Model, model: &Model, compare: bool, options: &Options) -> Result<Judged> {
-    let (before, after) = (Encoder::new(teacher)?, Encoder::new(model)?);
+    let (before, after) = (Encoder::packed(teacher)?, Encoder::packed(model)?);
     let step = || options.progress.step();
     let flops = |batches: &[Batch]| {
         compare.then(|| [teacher, model].map(|model| 2 * macs_of(model, batches)))
@@ -344,7 +344,7 @@ fn macs_of(model: &Model, batches: &[Batch]) -> u64 {
 /// # Errors
 /// As [`Encoder::forward`].
 pub fn fingerprint(model: &Model) -> Result<Vec<f32>> {
-    let encoder = Encoder::new(model)?;
+    let encoder = Encoder::packed(model)?;
     let tokens = 12.min(latency::max_tokens(&model.config, model.family));
     let output = encoder.forward(&latency::synthetic(&encoder, tokens), None, &mut NoObserver)?;
     // Through text, so that the report holds no digit that another CPU would compute differently by

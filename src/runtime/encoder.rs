@@ -1,12 +1,16 @@
-//! A model made ready to run: every weight as f32, borrowed from the mapped file where it can be.
+//! A model made ready to run: weights as f32, borrowed from the mapped file where they can be, or packed as the kernels
+//! for integers take them.
 
-use super::kernels::{self, Mat, MatMut};
+use super::integer::IntegerMatrix;
+use super::kernels::{self, Mat, MatMut, packed::Quantised};
 use crate::Result;
 use crate::model::{
     Activation, Activations, Attention, FeedForward, Head, Layer, Linear, Model, Norm, PoolMode,
     TokenSchedule, Weight,
 };
 use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::sync::Arc;
 
 /// See the module. A clone shares what is borrowed from the mapped file.
 #[derive(Debug, Clone)]
@@ -31,8 +35,9 @@ pub struct Encoder<'m> {
 /// `y = x·Wᵀ + b` in f32, of inputs that may be rounded first.
 #[derive(Debug, Clone)]
 pub struct Dense<'m> {
-    /// `[out, in]`
+    /// `[out, in]`; empty where `integers` stands for it.
     pub weight: Cow<'m, [f32]>,
+    pub integers: Option<Arc<IntegerMatrix>>,
     /// `[out]`
     pub bias: Option<Cow<'m, [f32]>>,
     pub out: usize,
@@ -99,10 +104,48 @@ pub enum RunHead<'m> {
     },
 }
 
+/// The rows that linear layers multiply, `[rows, in]`, and what is made of them once for all layers that share them.
+#[derive(Debug)]
+pub struct Inputs<'a> {
+    pub x: &'a [f32],
+    pub rows: usize,
+    rounded: OnceCell<Vec<f32>>,
+    codes: OnceCell<Quantised>,
+}
+
+impl<'a> Inputs<'a> {
+    pub fn new(x: &'a [f32], rows: usize) -> Inputs<'a> {
+        Inputs { x, rows, rounded: OnceCell::new(), codes: OnceCell::new() }
+    }
+
+    /// As integers of the kernels. All layers that share the rows round them in the same way.
+    pub fn codes(&self, bits: kernels::packed::Bits) -> &Quantised {
+        let width = self.x.len().checked_div(self.rows).unwrap_or(0);
+        self.codes.get_or_init(|| kernels::packed::quantise(self.x, self.rows, width, bits))
+    }
+}
+
 impl<'m> Dense<'m> {
+    /// With the matrix as f32, whatever it is stored as.
     pub fn new(linear: &'m Linear) -> Result<Dense<'m>> {
         Ok(Dense {
             weight: linear.weight.to_f32()?,
+            integers: None,
+            bias: linear.bias.as_ref().map(|b| b.to_f32()).transpose()?,
+            out: linear.weight.rows(),
+            input: linear.weight.cols(),
+            activations: linear.activations,
+        })
+    }
+
+    /// With the matrix as integer kernels take it, where it is stored so and the layer rounds its inputs.
+    pub fn packed(linear: &'m Linear) -> Result<Dense<'m>> {
+        let Some(matrix) = IntegerMatrix::new(&linear.weight, linear.activations) else {
+            return Dense::new(linear);
+        };
+        Ok(Dense {
+            weight: Cow::Borrowed(&[]),
+            integers: Some(Arc::new(matrix)),
             bias: linear.bias.as_ref().map(|b| b.to_f32()).transpose()?,
             out: linear.weight.rows(),
             input: linear.weight.cols(),
@@ -124,12 +167,19 @@ impl<'m> Dense<'m> {
         self.forward_rows(x, x.len().checked_div(self.input).unwrap_or(0))
     }
 
-    /// `x·Wᵀ` of `rows` rows, without the bias.
-    pub fn multiply(&self, x: &[f32], rows: usize, out: MatMut) {
-        if self.input > 0 && self.out > 0 {
-            let x = kernels::rounded(x, self.input, self.activations);
-            kernels::product(out, Mat::new(&x, rows, self.input), self.matrix().t(), 1.0);
+    /// `x·Wᵀ`, without the bias.
+    pub fn multiply(&self, x: &Inputs, out: MatMut) {
+        if self.input == 0 || self.out == 0 {
+            return;
         }
+        if let Some(matrix) = &self.integers {
+            return matrix.multiply(x, out);
+        }
+        let values = match self.activations {
+            Activations::Exact => x.x,
+            rounds => x.rounded.get_or_init(|| kernels::rounded(x.x, self.input, rounds)),
+        };
+        kernels::product(out, Mat::new(values, x.rows, self.input), self.matrix().t(), 1.0);
     }
 
     /// `forward(x) + residual`: what the LayerNorm behind a block sees. The layer may have no inputs
@@ -143,7 +193,7 @@ impl<'m> Dense<'m> {
     /// As `forward` for `rows` rows, where the layer may have no inputs left to count them by.
     pub fn forward_rows(&self, x: &[f32], rows: usize) -> Vec<f32> {
         let mut y = vec![0.0; rows * self.out];
-        self.multiply(x, rows, MatMut::new(&mut y, rows, self.out));
+        self.multiply(&Inputs::new(x, rows), MatMut::new(&mut y, rows, self.out));
         if let Some(bias) = self.bias.as_ref().filter(|b| !b.is_empty()) {
             kernels::add_bias(&mut y, bias);
         }
@@ -167,12 +217,17 @@ impl<'m> RunNorm<'m> {
 }
 
 impl<'m> RunAttention<'m> {
+    /// With every matrix as f32.
     pub fn new(attention: &'m Attention, eps: f32) -> Result<RunAttention<'m>> {
+        RunAttention::with(attention, eps, Dense::new)
+    }
+
+    fn with(attention: &'m Attention, eps: f32, dense: Ready<'m>) -> Result<RunAttention<'m>> {
         Ok(RunAttention {
-            query: Dense::new(&attention.query)?,
-            key: Dense::new(&attention.key)?,
-            value: Dense::new(&attention.value)?,
-            output: Dense::new(&attention.output)?,
+            query: dense(&attention.query)?,
+            key: dense(&attention.key)?,
+            value: dense(&attention.value)?,
+            output: dense(&attention.output)?,
             norm: RunNorm::new(&attention.norm, eps)?,
             heads: Cow::Borrowed(&attention.heads),
             head_dim: attention.head_dim,
@@ -181,10 +236,20 @@ impl<'m> RunAttention<'m> {
 }
 
 impl<'m> RunFeedForward<'m> {
+    /// With every matrix as f32.
     pub fn new(ffn: &'m FeedForward, activation: Activation, eps: f32) -> Result<Self> {
+        RunFeedForward::with(ffn, activation, eps, Dense::new)
+    }
+
+    fn with(
+        ffn: &'m FeedForward,
+        activation: Activation,
+        eps: f32,
+        dense: Ready<'m>,
+    ) -> Result<Self> {
         Ok(RunFeedForward {
-            up: Dense::new(&ffn.up)?,
-            down: Dense::new(&ffn.down)?,
+            up: dense(&ffn.up)?,
+            down: dense(&ffn.down)?,
             norm: RunNorm::new(&ffn.norm, eps)?,
             activation,
         })
@@ -192,10 +257,16 @@ impl<'m> RunFeedForward<'m> {
 }
 
 impl<'m> RunLayer<'m> {
-    pub fn new(layer: &'m Layer, activation: Activation, eps: f32) -> Result<RunLayer<'m>> {
-        let attention = layer.attention.as_ref().map(|a| RunAttention::new(a, eps)).transpose()?;
-        let ffn =
-            layer.ffn.as_ref().map(|f| RunFeedForward::new(f, activation, eps)).transpose()?;
+    fn with(
+        layer: &'m Layer,
+        activation: Activation,
+        eps: f32,
+        dense: Ready<'m>,
+    ) -> Result<RunLayer<'m>> {
+        let attention = layer.attention.as_ref();
+        let attention = attention.map(|a| RunAttention::with(a, eps, dense)).transpose()?;
+        let ffn = layer.ffn.as_ref();
+        let ffn = ffn.map(|f| RunFeedForward::with(f, activation, eps, dense)).transpose()?;
         Ok(RunLayer { attention, ffn })
     }
 }
@@ -226,16 +297,30 @@ impl<'m> RunFeedForward<'m> {
     }
 }
 
+/// Makes a linear layer ready: [`Dense::new`] or [`Dense::packed`].
+type Ready<'m> = fn(&'m Linear) -> Result<Dense<'m>>;
+
 impl<'m> Encoder<'m> {
-    /// Makes `model` ready: packed and half-precision weights are expanded to f32 once.
+    /// Makes `model` ready: packed and half-precision weights are expanded to f32 once. What gradients go back
+    /// through, and what [`Encoder::packed`] is compared with.
     pub fn new(model: &'m Model) -> Result<Encoder<'m>> {
+        Encoder::ready(model, Dense::new)
+    }
+
+    /// Makes `model` ready to answer: packed matrices whose layers round their inputs stay packed, and are multiplied in
+    /// integers. No gradient goes back through these.
+    pub fn packed(model: &'m Model) -> Result<Encoder<'m>> {
+        Encoder::ready(model, Dense::packed)
+    }
+
+    fn ready(model: &'m Model, dense: Ready<'m>) -> Result<Encoder<'m>> {
         let (activation, eps) = (model.config.activation, model.config.eps);
         let layers = model
             .layers
             .iter()
-            .map(|l| RunLayer::new(l, activation, eps))
+            .map(|l| RunLayer::with(l, activation, eps, dense))
             .collect::<Result<_>>()?;
-        Encoder::with(model, layers, run_head(model)?)
+        Encoder::with(model, layers, run_head(model, dense)?)
     }
 
     /// An encoder of nothing at all, to stand where another was taken from.
@@ -335,20 +420,20 @@ impl<'m> Encoder<'m> {
     }
 }
 
-fn run_head(model: &Model) -> Result<RunHead<'_>> {
+fn run_head<'m>(model: &'m Model, ready: Ready<'m>) -> Result<RunHead<'m>> {
     Ok(match &model.head {
         Head::SequenceClassification { dense, activation, out } => {
             RunHead::SequenceClassification {
-                dense: Dense::new(dense)?,
+                dense: ready(dense)?,
                 activation: *activation,
-                out: Dense::new(out)?,
+                out: ready(out)?,
             }
         }
         Head::TokenClassification { out } | Head::QuestionAnswering { out } => {
-            RunHead::PerToken(Dense::new(out)?)
+            RunHead::PerToken(ready(out)?)
         }
         Head::MaskedLm { dense, activation, norm, decoder, bias } => RunHead::MaskedLm {
-            dense: Dense::new(dense)?,
+            dense: ready(dense)?,
             activation: *activation,
             norm: RunNorm::new(norm, model.config.eps)?,
             decoder: Some(match decoder {
@@ -360,9 +445,7 @@ fn run_head(model: &Model) -> Result<RunHead<'_>> {
         Head::Embedding { pool, normalize } => {
             RunHead::Embedding { pool: *pool, normalize: *normalize }
         }
-        Head::Bare { pooler } => {
-            RunHead::Bare { pooler: pooler.as_ref().map(Dense::new).transpose()? }
-        }
+        Head::Bare { pooler } => RunHead::Bare { pooler: pooler.as_ref().map(ready).transpose()? },
     })
 }
 

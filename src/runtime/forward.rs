@@ -1,7 +1,9 @@
 //! From a batch to hidden states to answers.
 
 use super::Batch;
-use super::encoder::{Encoder, RunAttention, RunFeedForward, RunHead, RunLayer, add_table_row};
+use super::encoder::{
+    Encoder, Inputs, RunAttention, RunFeedForward, RunHead, RunLayer, add_table_row,
+};
 use super::fast::Ranks;
 use super::kernels::{self, Mat, MatMut};
 use super::masked::{Channels, apply_norm, block_output, scale};
@@ -439,9 +441,10 @@ impl RunAttention<'_> {
         if width == 0 {
             return qkv;
         }
+        let inputs = Inputs::new(x, tokens);
         for (i, linear) in [&self.query, &self.key, &self.value].into_iter().enumerate() {
             let out = MatMut::new(&mut qkv, tokens, 3 * width).columns(i * width, width);
-            linear.multiply(x, tokens, out);
+            linear.multiply(&inputs, out);
         }
         let bias: Vec<f32> = [&self.query, &self.key, &self.value]
             .into_iter()

@@ -7,6 +7,7 @@ mod batch;
 mod encoder;
 pub mod fast;
 mod forward;
+mod integer;
 pub mod kernels;
 pub mod masked;
 #[cfg(test)]

@@ -167,7 +167,14 @@ fn rows(linear: &Dense, keep: &[usize]) -> Dense<'static> {
     let weight: Vec<f32> = keep.iter().flat_map(row).copied().collect();
     let bias = linear.bias.as_ref().map(|b| Cow::Owned(keep.iter().map(|&r| b[r]).collect()));
     let activations = linear.activations;
-    Dense { weight: Cow::Owned(weight), bias, out: keep.len(), input: width, activations }
+    Dense {
+        weight: Cow::Owned(weight),
+        integers: None,
+        bias,
+        out: keep.len(),
+        input: width,
+        activations,
+    }
 }
 
 fn columns(linear: &Dense, keep: &[usize]) -> Dense<'static> {
@@ -177,7 +184,7 @@ fn columns(linear: &Dense, keep: &[usize]) -> Dense<'static> {
     }
     let bias = linear.bias.as_ref().map(|b| Cow::Owned(b.to_vec()));
     let (out, activations) = (linear.out, linear.activations);
-    Dense { weight: Cow::Owned(weight), bias, out, input: keep.len(), activations }
+    Dense { weight: Cow::Owned(weight), integers: None, bias, out, input: keep.len(), activations }
 }
 
 fn add(to: &mut Cow<[f32]>, from: &[f32]) {

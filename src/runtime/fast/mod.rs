@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::encoder::{Encoder, RunAttention, RunLayer};
+use super::encoder::{Encoder, Inputs, RunAttention, RunLayer};
 use super::forward::NoObserver;
 use super::kernels::{self, Mat, MatMut};
 use super::tokens::{Frozen, Importance, States, rows};
@@ -265,9 +265,10 @@ fn key_value(key: &Dense, value: &Dense, x: &[f32], tokens: usize) -> Vec<f32> {
     if width == 0 {
         return kv;
     }
+    let inputs = Inputs::new(x, tokens);
     for (i, linear) in [key, value].into_iter().enumerate() {
         let out = MatMut::new(&mut kv, tokens, 2 * width).columns(i * width, width);
-        linear.multiply(x, tokens, out);
+        linear.multiply(&inputs, out);
     }
     let bias = |l: &Dense| l.bias.as_deref().unwrap_or_default().to_vec();
     let bias = [bias(key), bias(value)].concat();

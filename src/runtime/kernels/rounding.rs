@@ -1,12 +1,11 @@
 //! Inputs of a linear layer rounded to a few bits.
 
 use crate::model::Activations;
-use std::borrow::Cow;
 
 /// The rows of `x`, `[tokens, width]`, as their quantised codes say: each row has a scale and a zero point of its
 /// own, so that 0 is exact.
-pub fn rounded(x: &[f32], width: usize, activations: Activations) -> Cow<'_, [f32]> {
-    let Some(bits) = activations.bits() else { return Cow::Borrowed(x) };
+pub fn rounded(x: &[f32], width: usize, activations: Activations) -> Vec<f32> {
+    let Some(bits) = activations.bits() else { return x.to_vec() };
     let top = ((1 << bits) - 1) as f32;
     let mut out = x.to_vec();
     for row in out.chunks_exact_mut(width.max(1)) {
@@ -19,7 +18,7 @@ pub fn rounded(x: &[f32], width: usize, activations: Activations) -> Cow<'_, [f3
             }
         }
     }
-    Cow::Owned(out)
+    out
 }
 
 #[cfg(test)]
@@ -36,6 +35,6 @@ mod tests {
         for (found, expected) in found[4..].iter().zip(expected) {
             assert!((found - expected).abs() < 1e-6, "{found} {expected}, steps of {step}");
         }
-        assert_eq!(*rounded(&x, 4, Activations::Exact), x);
+        assert_eq!(rounded(&x, 4, Activations::Exact), x);
     }
 }
