@@ -281,6 +281,7 @@ impl Pass for Distill {
             // Module replacing trains the compressed layers alone (Xu et al. 2020, in their code).
             Part::Head => self.method == Method::Kd,
         })?;
+        trainer.start_at(cx.teacher)?;
         let order = Order::Shuffled {
             lengths: train.iter().map(|&row| data.texts[row].ids.len()).collect(),
             batch: self.batch.min(train.len()),

@@ -239,6 +239,24 @@ impl Levels {
         Levels { values, count }
     }
 
+    /// Between which values a weight keeps the level of `code`, no nearer to the next levels than `margin` of the way from
+    /// the border to the level.
+    ///
+    /// # Panics
+    /// If there is no such code.
+    pub fn around(&self, code: u8, margin: f32) -> (f32, f32) {
+        let values = &self.values[..self.count];
+        let at = values.iter().position(|v| v.1 == code).expect("a code of these levels");
+        let mine = values[at].0;
+        let border = |other: f32| {
+            let middle = (other + mine) / 2.0;
+            middle + margin * (mine - middle)
+        };
+        let low = if at == 0 { f32::NEG_INFINITY } else { border(values[at - 1].0) };
+        let high = values.get(at + 1).map_or(f32::INFINITY, |next| border(next.0));
+        (low, high)
+    }
+
     /// Code and value of the level next to `x`. Halfway between two the upper one counts: the sign of 0
     /// is +1.
     pub fn nearest(&self, x: f32) -> (u8, f32) {
@@ -297,6 +315,20 @@ mod tests {
     fn tiny_scales_are_stored_in_f32() {
         let binary = Binary::new("w".into(), (1, 1), 1, 1, &[1], &[1e-6], None);
         assert_eq!((binary.scale_dtype, binary.to_dense()[0]), (Dtype::F32, 1e-6));
+    }
+
+    #[test]
+    fn a_level_reaches_to_the_middle_and_with_a_margin_less_far() {
+        // Levels −3, −1, 1, 3.
+        let levels = Levels::new(&[2.0, 1.0]);
+        let (low, high) = levels.around(0b10, 0.0);
+        assert_eq!((low, high), (-2.0, 0.0));
+        assert_eq!(levels.around(0b10, 0.5), (-1.5, -0.5));
+        assert_eq!(levels.around(0b11, 0.5), (2.5, f32::INFINITY));
+        assert_eq!(levels.around(0b00, 0.5), (f32::NEG_INFINITY, -2.5));
+        // Two planes that repeat each other: levels meet, and nothing lies between them.
+        let (low, high) = Levels::new(&[1.0, 1.0]).around(0b01, 0.3);
+        assert!(low <= high);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::backward::{self, Back, Signal, input_gradient};
 use super::tape::{self, Plan};
+use super::weights;
 use crate::Result;
 use crate::data::Targets;
 use crate::model::{PoolMode, Task};
@@ -43,7 +44,8 @@ pub fn mask_gradients(
     let mut signal = Signal::new(path.len());
     let last = tape::hidden(&tapes, path.len());
     let left = tape::left(&tapes, batch);
-    let grad = loss_gradient(encoder, &left, &last, targets, seed);
+    let loss = targets.map_or(Loss::Drawn, Loss::Targets);
+    let grad = loss_gradient(encoder, &left, &last, loss, seed);
     signal.add_hidden(path.len(), grad, 1.0);
     let backs = backward::backward(encoder, &path, &mut tapes, &signal, &plan);
     let rows = |pick: fn(&Back) -> &Vec<Vec<f32>>| {
@@ -53,14 +55,40 @@ pub fn mask_gradients(
     Ok(MaskGradients { heads: rows(|b| &b.heads), units: rows(|b| &b.units) })
 }
 
+/// By layer, for each place whose input linear layers share (query, key and value; attention output; up; down): how
+/// strongly what they make of each token moves what the head gives out, as the mean square of the gradient of a random
+/// projection of that: `[tokens]` of each, none where the block is gone.
+///
+/// Of classes too it is the logits that are projected: drawn labels say next to nothing of texts that the model is
+/// sure of, and these count as well.
+///
+/// # Errors
+/// As [`Encoder::forward`].
+pub fn token_powers(encoder: &Encoder, batch: &Batch, seed: u64) -> Result<Vec<[Vec<f32>; 4]>> {
+    let path: Vec<_> = encoder.layers.iter().collect();
+    let plan = Plan::default();
+    let mut tapes = tape::forward(encoder, &path, batch, &plan)?;
+    let mut signal = Signal::new(path.len());
+    let last = tape::hidden(&tapes, path.len());
+    let left = tape::left(&tapes, batch);
+    let grad = loss_gradient(encoder, &left, &last, Loss::Projection, seed);
+    signal.add_hidden(path.len(), grad, 1.0);
+    backward::backward(encoder, &path, &mut tapes, &signal, &plan);
+    Ok((0..path.len()).map(|l| weights::token_powers(&tapes, l)).collect())
+}
+
+/// What gradients are of.
+#[derive(Clone, Copy)]
+enum Loss<'a> {
+    Targets(&'a Targets),
+    /// The cross-entropy against classes drawn from the predictions; a projection where there are none.
+    Drawn,
+    /// A random projection of what the head gives out.
+    Projection,
+}
+
 /// With respect to the last hidden state, `[tokens, hidden]`, of the tokens of `batch`.
-fn loss_gradient(
-    encoder: &Encoder,
-    batch: &Batch,
-    x: &[f32],
-    targets: Option<&Targets>,
-    seed: u64,
-) -> Vec<f32> {
+fn loss_gradient(encoder: &Encoder, batch: &Batch, x: &[f32], loss: Loss, seed: u64) -> Vec<f32> {
     let hidden = encoder.model.config.hidden;
     let regression = encoder.model.config.regression;
     let mut random: Vec<ChaCha8Rng> = batch
@@ -86,11 +114,12 @@ fn loss_gradient(
             let mut logits = out.forward(&pooled);
             for (text, logits) in logits.chunks_exact_mut(out.out).enumerate() {
                 let (row, rng) = (batch.rows[text], &mut random[text]);
-                match targets {
-                    Some(Targets::Scores(scores)) => logits[0] -= scores[row],
-                    Some(Targets::Classes(classes)) => {
+                match loss {
+                    Loss::Targets(Targets::Scores(scores)) => logits[0] -= scores[row],
+                    Loss::Targets(Targets::Classes(classes)) => {
                         cross_entropy(logits, Some(classes[row] as usize), rng);
                     }
+                    Loss::Projection => logits.iter_mut().for_each(|l| *l = normal(rng)),
                     _ if regression => logits[0] = normal(rng),
                     _ => cross_entropy(logits, None, rng),
                 }
@@ -109,8 +138,9 @@ fn loss_gradient(
             for (text, span) in batch.starts.windows(2).enumerate() {
                 let (row, rng) = (batch.rows[text], &mut random[text]);
                 let logits = &mut logits[span[0] * out.out..span[1] * out.out];
-                match targets {
-                    Some(Targets::Tokens(labels)) if !span_heads => {
+                match loss {
+                    Loss::Projection => logits.iter_mut().for_each(|l| *l = normal(rng)),
+                    Loss::Targets(Targets::Tokens(labels)) if !span_heads => {
                         for (logits, label) in logits.chunks_exact_mut(out.out).zip(&labels[row]) {
                             match label {
                                 Some(class) => cross_entropy(logits, Some(*class as usize), rng),
@@ -118,7 +148,7 @@ fn loss_gradient(
                             }
                         }
                     }
-                    Some(Targets::Spans(answers)) if span_heads => match answers[row] {
+                    Loss::Targets(Targets::Spans(answers)) if span_heads => match answers[row] {
                         Some((first, last)) => span_cross_entropy(logits, Some([first, last]), rng),
                         None => logits.fill(0.0),
                     },

@@ -33,6 +33,9 @@ pub struct Signs {
     pub residual: Option<Factors>,
 }
 
+/// Of the way from the border between two levels to the level: nearer to the border no latent weight starts.
+const MARGIN: f32 = 0.3;
+
 /// `U·V`: `u` is `[rows, rank]`, `v` is `[rank, cols]`.
 #[derive(Debug, Clone)]
 pub struct Factors {
@@ -116,10 +119,8 @@ impl Form {
 }
 
 impl Signs {
-    /// What a packed matrix is trained as. Latent weights start at the levels that they take, as far from
-    /// the other levels as can be. (Started from the matrix that was packed, those that GPTQ had moved to
-    /// another level would lie next to the border: the first steps undo what it has compensated, and
-    /// the divergence on held-out text trebled.)
+    /// What a packed matrix is trained as. Latent weights start at the levels that they take, unless what was packed is
+    /// known: [`Signs::start_at`].
     pub fn of(binary: &Binary) -> Signs {
         let Binary { rows, cols, planes, group, .. } = *binary;
         let groups = cols.div_ceil(group);
@@ -141,6 +142,32 @@ impl Signs {
         };
         let latent = binary.codes().iter().enumerate().map(value).collect();
         Signs { rows, cols, planes, group, latent, scales, residual }
+    }
+
+    /// Latent weights start at `origin`, `[rows, cols]`, the matrix as it was before it was packed, but no nearer to the
+    /// next level than [`MARGIN`] says: all keep the level that they have, and those that were near another reach it first.
+    /// (Of one plane, from 4,000 texts in 300 updates, the distance on held-out texts is 0.40 from the levels themselves,
+    /// 0.33 from `origin` without a margin, after 0.57 at 180, and 0.32 so.)
+    pub fn start_at(&mut self, origin: &[f32]) {
+        let codes = self.codes();
+        let (groups, planes) = (self.groups(), self.planes);
+        for (row, (latent, codes)) in self
+            .latent
+            .chunks_exact_mut(self.cols.max(1))
+            .zip(codes.chunks_exact(self.cols.max(1)))
+            .enumerate()
+        {
+            let origin = &origin[row * self.cols..];
+            for group in 0..groups {
+                let at = (row * groups + group) * planes;
+                let levels = Levels::new(&self.scales[at..at + planes]);
+                let span = group * self.group..((group + 1) * self.group).min(self.cols);
+                for c in span {
+                    let (low, high) = levels.around(codes[c], MARGIN);
+                    latent[c] = origin[c].clamp(low, high);
+                }
+            }
+        }
     }
 
     /// As it is stored.

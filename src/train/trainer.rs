@@ -12,6 +12,7 @@ use crate::runtime::{Batch, Encoder, RunHead};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 /// Rate of scales of sign planes, relative to that of weights (BiPFT notes, §5.11).
 const SCALE_RATE: f32 = 0.1;
@@ -92,6 +93,32 @@ impl<'m> Trainer<'m> {
             gathered: 0,
             updates: 0,
         })
+    }
+
+    /// Latent weights behind signs start at the matrices of `origin`, the model as it was before it was packed, where they
+    /// have the shape: see [`Signs::start_at`].
+    ///
+    /// # Errors
+    /// If a tensor cannot be read.
+    pub fn start_at(&mut self, origin: &Model) -> Result<()> {
+        let mut origin = origin.clone();
+        let mut matrices = HashMap::new();
+        for (_, place) in origin.places_mut() {
+            if let Place::Matrix(weight) = place {
+                matrices.insert(weight.name().to_string(), weight.clone());
+            }
+        }
+        let leaves = self.encoder.leaves_mut().into_iter().zip(&mut self.slots);
+        for (leaf, slot) in leaves {
+            let Form::Signs(signs) = &mut slot.form else { continue };
+            let name = slot.name.strip_suffix(".weight").unwrap_or(&slot.name);
+            let Some(weight) = matrices.get(name) else { continue };
+            if (weight.rows(), weight.cols()) == (signs.rows, signs.cols) {
+                signs.start_at(&weight.to_f32()?);
+                slot.form.write(leaf.to_mut());
+            }
+        }
+        Ok(())
     }
 
     /// The gathered gradient of every weight that is trained, by the name of its tensor.

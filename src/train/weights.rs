@@ -69,6 +69,32 @@ impl Site {
     }
 }
 
+/// See [`super::fisher::token_powers`]; of one layer, from tapes that the way back has been gone over.
+pub fn token_powers(tapes: &[Tape], layer: usize) -> [Vec<f32>; 4] {
+    let mut powers: [Vec<f32>; 4] = Default::default();
+    for tape in tapes {
+        let ran = &tape.layers[layer];
+        let mut add = |place: usize, site: Site, parts: usize| {
+            let (output, _) = site.factors(tape);
+            let rows = output.data.chunks(output.stride.max(1)).take(output.rows);
+            let power = |row: &[f32]| {
+                let row = &row[..output.cols * parts];
+                row.iter().map(|g| g * g).sum::<f32>() / row.len().max(1) as f32
+            };
+            powers[place].extend(rows.map(power));
+        };
+        if ran.attention.is_some() {
+            add(0, Site::Qkv(layer, 0), 3);
+            add(1, Site::AttentionOutput(layer), 1);
+        }
+        if ran.ffn.is_some() {
+            add(2, Site::Up(layer), 1);
+            add(3, Site::Down(layer), 1);
+        }
+    }
+    powers
+}
+
 impl Task<'_> {
     /// `+= outputᵀ · input`, tape after tape: the order of the sum does not depend on threads.
     fn run(self, tapes: &[Tape]) {
