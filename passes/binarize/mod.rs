@@ -4,6 +4,7 @@ mod fit;
 mod residual;
 #[cfg(test)]
 mod tests;
+mod weights;
 
 use crate::data::Calibration;
 use crate::model::{Binary, Linear, Model, Weight};
@@ -18,6 +19,7 @@ use fit::Codes;
 use residual::Metric;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
+use weights::{Place, TokenWeights};
 
 pub const ENTRY: Entry = Entry::new::<Binarize>(
     "binarize",
@@ -48,7 +50,7 @@ pub struct Binarize {
 
 impl Default for Binarize {
     fn default() -> Self {
-        Binarize { planes: 3, rank: 0, group: 0, rounds: 3, damp: 0.01, embeddings: 0, head: 0 }
+        Binarize { planes: 3, rank: 0, group: 0, rounds: 3, damp: 0.05, embeddings: 0, head: 0 }
     }
 }
 
@@ -130,6 +132,7 @@ impl Binarize {
         let frozen = Model { layers: Vec::new(), ..model.clone() };
         let shell = Encoder::shell(&frozen)?;
         let mut states = all(batches.len(), |i| shell.embed(&batches[i]))?;
+        let mut weights = TokenWeights::of(model, &text.batches, cx.seed)?;
         for (l, layer) in model.layers.iter_mut().enumerate() {
             let schedule = model.tokens.as_ref().filter(|s| s.layers[l].is_some());
             let mut ranks: Vec<Importance> = match schedule {
@@ -138,7 +141,7 @@ impl Binarize {
             };
             if let Some(attention) = &mut layer.attention {
                 let metric = self.metric(attention.query.weight.cols(), states.len(), |i| {
-                    Ok(states[i].clone())
+                    Ok(weights.apply(i, l, Place::QueryKeyValue, &states[i]))
                 })?;
                 for linear in [&mut attention.query, &mut attention.key, &mut attention.value] {
                     changes.push(self.pack(linear, Some(&metric))?);
@@ -164,18 +167,23 @@ impl Binarize {
                     contexts
                 };
                 let width = attention.output.weight.cols();
-                let metric = self.metric(width, contexts.len(), |i| Ok(contexts[i].clone()))?;
+                let metric = self.metric(width, contexts.len(), |i| {
+                    Ok(weights.apply(i, l, Place::AttentionOutput, &contexts[i]))
+                })?;
                 changes.push(self.pack(&mut attention.output, Some(&metric))?);
                 let run = RunAttention::new(attention, eps)?;
                 update(&mut states, |i, x| Ok(run.finish(&contexts[i], x)))?;
             }
             if let Some(ffn) = &mut layer.ffn {
-                let metric =
-                    self.metric(ffn.up.weight.cols(), states.len(), |i| Ok(states[i].clone()))?;
+                let metric = self.metric(ffn.up.weight.cols(), states.len(), |i| {
+                    Ok(weights.apply(i, l, Place::Up, &states[i]))
+                })?;
                 changes.push(self.pack(&mut ffn.up, Some(&metric))?);
                 let metric = {
                     let run = RunFeedForward::new(ffn, activation, eps)?;
-                    self.metric(ffn.units(), states.len(), |i| Ok(run.units(&states[i])))?
+                    self.metric(ffn.units(), states.len(), |i| {
+                        Ok(weights.apply(i, l, Place::Down, &run.units(&states[i])))
+                    })?
                 };
                 changes.push(self.pack(&mut ffn.down, Some(&metric))?);
                 let run = RunFeedForward::new(ffn, activation, eps)?;
@@ -186,7 +194,8 @@ impl Binarize {
                 let kept: Vec<Vec<usize>> =
                     ranks.iter().zip(&batches).map(|(r, b)| r.kept(schedule, l, b)).collect();
                 update(&mut states, |i, x| Ok(rows(x, hidden, &kept[i])))?;
-                for (batch, kept) in batches.iter_mut().zip(&kept) {
+                for (i, (batch, kept)) in batches.iter_mut().zip(&kept).enumerate() {
+                    weights.keep(i, l, kept);
                     *batch = Cow::Owned(batch.select(kept));
                 }
             }

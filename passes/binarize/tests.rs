@@ -356,13 +356,27 @@ fn pruned_layers_are_packed_too() {
 }
 
 /// Second moments of what the linear layers multiply when a model runs.
-struct Inputs(BTreeMap<(usize, Site), Moments>);
+struct Inputs {
+    moments: BTreeMap<(usize, Site), Moments>,
+    weights: TokenWeights,
+    batch: usize,
+}
 
 impl Observer for Inputs {
     fn linear_input(&mut self, layer: usize, site: Site, x: &[f32]) {
         let width = if site == Site::Down { FFN } else { HIDDEN };
-        let moments = self.0.entry((layer, site)).or_insert_with(|| Moments::new(width, 0));
-        moments.add(x, &[]);
+        let place = match site {
+            Site::QueryKeyValue => Place::QueryKeyValue,
+            Site::AttentionOutput => Place::AttentionOutput,
+            Site::Up => Place::Up,
+            Site::Down => Place::Down,
+        };
+        let moments = self.moments.entry((layer, site)).or_insert_with(|| Moments::new(width, 0));
+        moments.add(&self.weights.apply(self.batch, layer, place, x), &[]);
+    }
+
+    fn kept(&mut self, layer: usize, kept: &[usize]) {
+        self.weights.keep(self.batch, layer, kept);
     }
 }
 
@@ -388,8 +402,10 @@ fn a_layer_is_packed_by_what_it_multiplies() {
         let (after, changes) = packed(&model, &options, Some(&text));
         assert_eq!(after.tokens, model.tokens);
         let encoder = Encoder::new(&after).expect("a model that runs");
-        let mut inputs = Inputs(BTreeMap::new());
-        for batch in &text.batches {
+        let weights = TokenWeights::of(&model, &text.batches, 0).expect("ids inside the tables");
+        let mut inputs = Inputs { moments: BTreeMap::new(), weights, batch: 0 };
+        for (i, batch) in text.batches.iter().enumerate() {
+            inputs.batch = i;
             encoder.forward(batch, None, &mut inputs).expect("ids inside the tables");
         }
         for (l, (layer, before)) in after.layers.iter().zip(&model.layers).enumerate() {
@@ -402,7 +418,7 @@ fn a_layer_is_packed_by_what_it_multiplies() {
                 };
                 let Weight::Binary(binary) = &linear.weight else { panic!("{role} is dense") };
                 let w = dense.weight.to_f32().expect("floats");
-                let moments = inputs.0[&(l, site)].clone();
+                let moments = inputs.moments[&(l, site)].clone();
                 let metric = Metric::new(moments, options.damp);
                 let error = residual::relative_error(&w, binary, Some(&metric));
                 let change = changes.iter().find(|c| c.tensor == linear.weight.name());
