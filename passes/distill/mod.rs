@@ -72,6 +72,8 @@ pub struct Distill {
     pub relations: f64,
     /// Weight of the distance between attention scores of matched layers.
     pub attention: f64,
+    /// Share of a text's tokens that are swapped for others of its batch; labels are not used then.
+    pub swap: f64,
     /// Weight of the task's own loss, where there are labels.
     pub task: f64,
     /// Weight of the Sinkhorn distance between the batch's predictions.
@@ -118,6 +120,7 @@ impl Default for Distill {
             embedding: 0.0,
             relations: 0.0,
             attention: 0.0,
+            swap: 0.0,
             task: 0.1,
             sinkhorn: 0.0,
             similarity: 1.0,
@@ -156,6 +159,7 @@ impl Distill {
             relations: self.relations,
             attention: self.attention,
             task: self.task,
+            swap: self.swap,
             sinkhorn: self.sinkhorn,
             similarity: self.similarity,
             ..Terms::default()
@@ -191,6 +195,7 @@ impl Pass for Distill {
         for (option, value) in [
             ("warmup", self.warmup),
             ("dropout", self.dropout),
+            ("swap", self.swap),
             ("replace", self.replace),
             ("replaced_at", self.replaced_at),
         ] {

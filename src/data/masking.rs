@@ -46,6 +46,35 @@ impl Masker {
     }
 }
 
+/// `batch` with about `rate` of the tokens of each text swapped for tokens drawn from all its texts: other texts with the
+/// words of these, for a teacher to answer. Half of the texts stay as they are; so do the ids in `special`, and the first
+/// and the last token of a text where none is known. The same `seed` and row of a text give the same choice.
+pub fn swap_tokens(batch: &Batch, special: &BTreeSet<u32>, rate: f32, seed: u64) -> Batch {
+    let mut swapped = batch.clone();
+    let ordinary = |t: usize, span: &[usize]| match special.is_empty() {
+        true => t > span[0] && t + 1 < span[1],
+        false => !special.contains(&batch.ids[t]),
+    };
+    let spans = || batch.starts.windows(2);
+    let words: Vec<u32> = spans()
+        .flat_map(|span| (span[0]..span[1]).filter(move |&t| ordinary(t, span)))
+        .map(|t| batch.ids[t])
+        .collect();
+    for (span, &row) in spans().zip(&batch.rows) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(row as u64);
+        if uniform(&mut rng) < 0.5 {
+            continue;
+        }
+        for t in (span[0]..span[1]).filter(|&t| ordinary(t, span)) {
+            if uniform(&mut rng) < rate {
+                swapped.ids[t] = words[below(&mut rng, words.len())];
+            }
+        }
+    }
+    swapped
+}
+
 /// `ids` with some tokens hidden, and by token what stood there; None where nothing is asked.
 ///
 /// Each ordinary token is chosen with probability `rate` (BERT: 0.15), and one of them at least, if there
@@ -99,6 +128,37 @@ fn below(rng: &mut ChaCha8Rng, n: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn swapped_texts_keep_their_length_and_what_is_no_text() {
+        let mut batch = Batch::default();
+        for row in 0..40u32 {
+            let ids: Vec<u32> =
+                [101].into_iter().chain(1000 + row * 10..1010 + row * 10).chain([102]).collect();
+            batch.push(&ids, &[0; 12], row as usize);
+        }
+        for special in [BTreeSet::from([101, 102]), BTreeSet::new()] {
+            let swapped = swap_tokens(&batch, &special, 0.3, 7);
+            assert_eq!(swapped, swap_tokens(&batch, &special, 0.3, 7));
+            assert_ne!(swapped.ids, swap_tokens(&batch, &special, 0.3, 8).ids);
+            assert_eq!((&swapped.starts, &swapped.rows), (&batch.starts, &batch.rows));
+            let changed = |row: usize| {
+                (0..12).filter(|i| swapped.ids[row * 12 + i] != batch.ids[row * 12 + i]).count()
+            };
+            assert!(
+                (0..40)
+                    .all(|row| swapped.ids[row * 12] == 101 && swapped.ids[row * 12 + 11] == 102)
+            );
+            let (touched, tokens) =
+                ((0..40).filter(|&r| changed(r) > 0).count(), (0..40).map(changed).sum::<usize>());
+            assert!((10..30).contains(&touched), "{touched} of 40 texts");
+            assert!(
+                (30..90).contains(&tokens),
+                "{tokens} of 200 tokens of those, at a rate of 0.3"
+            );
+            assert!(swapped.ids.iter().all(|id| batch.ids.contains(id)));
+        }
+    }
+
     use proptest::prelude::*;
 
     use super::*;

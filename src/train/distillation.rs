@@ -7,7 +7,7 @@ use super::objective::{Group, Moment, Objective, Path, Rate, Seen, Verdict};
 use super::tape::{self, Dropout, Plan, Tape};
 use super::task;
 use crate::data::batches::bucket;
-use crate::data::masking::Masker;
+use crate::data::masking::{Masker, swap_tokens};
 use crate::data::{Dataset, Targets};
 use crate::model::slice::Masks;
 use crate::model::{Config, Model, Score, Task};
@@ -16,6 +16,7 @@ use crate::runtime::{Batch, Encoder, NoObserver, RunLayer};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 /// Temperature of similarities within a batch (distillation notes, §10).
 const SIMILARITY_TEMPERATURE: f32 = 0.05;
@@ -30,6 +31,8 @@ pub struct Terms {
     pub prediction: f64,
     /// Distance between hidden states.
     pub hidden: f64,
+    /// Share of a text's tokens that are swapped for others of the batch before teacher and student see it.
+    pub swap: f64,
     /// Which hidden states are compared.
     pub matching: Matching,
     /// Distance between embeddings of the tokens.
@@ -83,6 +86,7 @@ impl Default for Terms {
             temperature: 2.0,
             prediction: 0.0,
             hidden: 0.0,
+            swap: 0.0,
             matching: Matching::Dynamic,
             embedding: 0.0,
             relations: 0.0,
@@ -101,6 +105,8 @@ pub struct Distillation<'a> {
     terms: Terms,
     pub teacher: Encoder<'a>,
     targets: Option<&'a Targets>,
+    /// Ids that are no text, and stay where tokens are swapped.
+    special: BTreeSet<u32>,
     /// Rows of the data that batches are numbered by.
     pub rows: Vec<usize>,
     seed: u64,
@@ -152,7 +158,9 @@ impl<'a> Distillation<'a> {
     ) -> Result<Distillation<'a>> {
         let mut distillation = Distillation {
             teacher: Encoder::new(teacher)?,
-            targets: data.targets.as_ref().filter(|_| terms.task > 0.0),
+            // Of a text with other words nobody knows the label.
+            targets: data.targets.as_ref().filter(|_| terms.task > 0.0 && terms.swap == 0.0),
+            special: data.masker.as_ref().map(|m| m.special.clone()).unwrap_or_default(),
             terms,
             rows: Vec::new(),
             seed,
@@ -516,7 +524,14 @@ impl Sum {
 
 impl Objective for Distillation<'_> {
     fn input<'a>(&self, batch: &'a Batch, at: Moment) -> (Cow<'a, Batch>, Vec<Option<u32>>) {
-        let Some(masker) = self.masker else { return (Cow::Borrowed(batch), Vec::new()) };
+        let Some(masker) = self.masker else {
+            if self.terms.swap == 0.0 {
+                return (Cow::Borrowed(batch), Vec::new());
+            }
+            let seed = self.seed ^ task::masking_step(at).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let swapped = swap_tokens(batch, &self.special, self.terms.swap as f32, seed);
+            return (Cow::Owned(swapped), Vec::new());
+        };
         let (vocab, step) = (self.config().vocab, task::masking_step(at));
         let (hidden, asked) = masker.hide(batch, vocab, self.seed, step);
         (Cow::Owned(hidden), asked)
