@@ -166,11 +166,12 @@ fn expand_signs(words: &[Words], panel: &mut [Bytes]) {
     for (words, lines) in words.iter().zip(panel.as_chunks_mut::<{ WORD / GROUP }>().0) {
         let words = word_halves(words);
         for (group, line) in lines.iter_mut().enumerate() {
-            let signs = words.map(|words| {
+            let mut signs = [zero; HALVES];
+            for half in 0..HALVES {
                 // 0 becomes -1, all else 0; then 1 is put into it.
-                let unset = _mm256_cmpeq_epi8(spread(words, group), zero);
-                _mm256_or_si256(unset, one)
-            });
+                let unset = _mm256_cmpeq_epi8(spread(words[half], group), zero);
+                signs[half] = _mm256_or_si256(unset, one);
+            }
             store_halves(line, signs);
         }
     }
@@ -197,29 +198,37 @@ fn expand<const K: usize, const LEVELS: usize>(
     let words = padded / WORD;
     let zero = _mm256_setzero_si256();
     // Each level of a row in the four bytes of its lane. Padding columns meet codes of zero.
-    let levels: [[__m256i; HALVES]; LEVELS] = std::array::from_fn(|i| {
+    let mut levels = [[zero; HALVES]; LEVELS];
+    for (i, levels) in levels.iter_mut().enumerate() {
         let mut line = Bytes::ZERO;
         for (r, bytes) in line.0.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
             *bytes = [table.get(from + r).map_or(0, |row| row[i]); GROUP];
         }
-        halves(&line)
-    });
+        *levels = halves(&line);
+    }
+    let mut planes: [&[Words]; K] = [&[]; K];
+    for (k, plane) in planes.iter_mut().enumerate() {
+        *plane = &signs.plane(k, padded)[from / BLOCK * words..][..words];
+    }
     let (lines, _) = panel.as_chunks_mut::<{ WORD / GROUP }>();
     for (w, lines) in lines.iter_mut().enumerate() {
-        let line = |k| word_halves(&signs.plane(k, padded)[from / BLOCK * words + w]);
-        let planes: [[__m256i; HALVES]; K] = std::array::from_fn(line);
         for (group, line) in lines.iter_mut().enumerate() {
-            let half = |half: usize| {
-                let mut chosen: [__m256i; LEVELS] = std::array::from_fn(|i| levels[i][half]);
-                for (k, plane) in planes.iter().enumerate() {
-                    let unset = _mm256_cmpeq_epi8(spread(plane[half], group), zero);
+            let mut out = [zero; HALVES];
+            for half in 0..HALVES {
+                let mut chosen = [zero; LEVELS];
+                for i in 0..LEVELS {
+                    chosen[i] = levels[i][half];
+                }
+                for k in 0..K {
+                    let words = word_halves(&planes[k][w])[half];
+                    let unset = _mm256_cmpeq_epi8(spread(words, group), zero);
                     for i in 0..LEVELS >> (k + 1) {
                         chosen[i] = _mm256_blendv_epi8(chosen[2 * i + 1], chosen[2 * i], unset);
                     }
                 }
-                chosen[0]
-            };
-            store_halves(line, [half(0), half(1)]);
+                out[half] = chosen[0];
+            }
+            store_halves(line, out);
         }
     }
 }

@@ -87,40 +87,41 @@ fn lookup<const DIGITS: usize>(product: &mut Product, signs: &Signs) {
     }
     for first in (0..x.tokens).step_by(most) {
         let tokens = most.min(x.tokens - first);
+        let straight = tokens <= 2;
         for t in 0..tokens {
             let codes = &x.codes[(first + t) * padded..][..padded];
             tabulate::<DIGITS>(codes, &mut tables[t * per_token..][..per_token]);
         }
         for k in 0..signs.planes {
-            let plane = signs.plane(k, padded);
+            let (pass, plane) = (Pass::Plane(k), signs.plane(k, padded));
             for from in (0..weights.rows).step_by(STRIP) {
                 let words = &plane[from / STRIP * per_strip..][..per_strip];
-                if tokens > 2 {
+                if !straight {
                     index(words, &mut indices);
                 }
                 let mut t = 0;
                 while t < tokens {
-                    let ahead = &tables[t * per_token..];
+                    let (at, ahead) = (first + t, &tables[t * per_token..]);
                     t += match tokens - t {
-                        1 if tokens <= 2 => {
-                            let sums = look_straight::<DIGITS, 1>(words, ahead);
-                            store(product, Pass::Plane(k), Sum::Set, first + t, from, sums)
+                        1 if straight => {
+                            let sums = look::<DIGITS, 1, true>(words, &[], ahead);
+                            store(product, pass, Sum::Set, at, from, sums)
                         }
-                        2 if tokens <= 2 => {
-                            let sums = look_straight::<DIGITS, 2>(words, ahead);
-                            store(product, Pass::Plane(k), Sum::Set, first + t, from, sums)
+                        2 if straight => {
+                            let sums = look::<DIGITS, 2, true>(words, &[], ahead);
+                            store(product, pass, Sum::Set, at, from, sums)
                         }
                         1 => {
-                            let sums = look::<DIGITS, 1>(&indices, ahead);
-                            store(product, Pass::Plane(k), Sum::Set, first + t, from, sums)
+                            let sums = look::<DIGITS, 1, false>(words, &indices, ahead);
+                            store(product, pass, Sum::Set, at, from, sums)
                         }
                         2 => {
-                            let sums = look::<DIGITS, 2>(&indices, ahead);
-                            store(product, Pass::Plane(k), Sum::Set, first + t, from, sums)
+                            let sums = look::<DIGITS, 2, false>(words, &indices, ahead);
+                            store(product, pass, Sum::Set, at, from, sums)
                         }
                         _ => {
-                            let sums = look::<DIGITS, 3>(&indices, ahead);
-                            store(product, Pass::Plane(k), Sum::Set, first + t, from, sums)
+                            let sums = look::<DIGITS, 3, false>(words, &indices, ahead);
+                            store(product, pass, Sum::Set, at, from, sums)
                         }
                     }
                 }
@@ -144,8 +145,10 @@ fn tabulate<const DIGITS: usize>(codes: &[u8], tables: &mut [Bytes]) {
     ];
     let lanes = _mm512_set_epi32(12, 12, 12, 12, 8, 8, 8, 8, 4, 4, 4, 4, 0, 0, 0, 0);
     let lanes = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(0x0101_0101));
-    let take: [__m512i; 4] =
-        std::array::from_fn(|b| _mm512_add_epi8(lanes, _mm512_set1_epi8(b as i8)));
+    let mut take = [lanes; 4];
+    for (b, take) in take.iter_mut().enumerate() {
+        *take = _mm512_add_epi8(lanes, _mm512_set1_epi8(b as i8));
+    }
     let low = _mm_set1_epi8(15);
     let (codes, _) = codes.as_chunks::<16>();
     for (q, codes) in codes.iter().enumerate() {
@@ -157,11 +160,11 @@ fn tabulate<const DIGITS: usize>(codes: &[u8], tables: &mut [Bytes]) {
                 _ => _mm_and_si128(_mm_srli_epi16(codes, 4), low),
             };
             let digits = _mm512_broadcast_i32x4(digits);
-            let part = |b: usize| _mm512_maskz_shuffle_epi8(SET[b], digits, take[b]);
-            let sums = _mm512_add_epi8(
-                _mm512_add_epi8(part(0), part(1)),
-                _mm512_add_epi8(part(2), part(3)),
-            );
+            let mut sums = _mm512_maskz_shuffle_epi8(SET[0], digits, take[0]);
+            for b in 1..4 {
+                let part = _mm512_maskz_shuffle_epi8(SET[b], digits, take[b]);
+                sums = _mm512_add_epi8(sums, part);
+            }
             let line = &mut tables[(q / 4 * DIGITS + digit) * 4 + q % 4];
             // SAFETY: a line is 64 bytes, aligned to 64.
             unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), sums) };
@@ -212,70 +215,50 @@ fn index(words: &[Words], indices: &mut [Bytes]) {
 
 /// Sums of the codes where signs are +1, of `T` tokens and a strip.
 ///
-/// `indices`: `[padded / 16, BLOCKS]`; `tables`: those of `T` tokens, [`tabulate`], and maybe more.
+/// - `words`: `[BLOCKS, words]`
+/// - `indices`: [`index`] of these, `[padded / 16, BLOCKS]`; not looked at when `STRAIGHT`, for so few
+///   tokens that making them first would cost more
+/// - `tables`: those of `T` tokens, [`tabulate`], and maybe more
 #[inline]
 #[target_feature(
     enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
 )]
-fn look<const DIGITS: usize, const T: usize>(
+fn look<const DIGITS: usize, const T: usize, const STRAIGHT: bool>(
+    words: &[Words],
     indices: &[Bytes],
     tables: &[Bytes],
 ) -> [[__m512i; BLOCKS]; T] {
-    look_at::<DIGITS, T>(indices.len() / BLOCKS / 4, tables, |chunk, i| {
-        // SAFETY: `chunk` is below the number of chunks, `i` below 4.
-        let lines = unsafe { indices.get_unchecked((chunk * 4 + i) * BLOCKS..) };
-        // SAFETY: as above: four lines are left.
-        std::array::from_fn(|block| load(unsafe { lines.get_unchecked(block) }))
-    })
-}
-
-/// [`look`] from the signs themselves, `[BLOCKS, words]`: for so few tokens that making indices first
-/// would cost more.
-#[inline]
-#[target_feature(
-    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
-)]
-fn look_straight<const DIGITS: usize, const T: usize>(
-    words: &[Words],
-    tables: &[Bytes],
-) -> [[__m512i; BLOCKS]; T] {
-    let shifts = nibbles();
     let per_block = words.len() / BLOCKS;
-    look_at::<DIGITS, T>(per_block / 2, tables, |chunk, i| {
-        std::array::from_fn(|block| {
-            let at = block * per_block + chunk * 2 + i / 2;
-            // SAFETY: `chunk` is below half of the words of a block, `i` below 4.
-            let words = load_words(unsafe { words.get_unchecked(at) });
-            places(words, shifts[i % 2])
-        })
-    })
-}
-
-#[inline]
-#[target_feature(
-    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
-)]
-fn look_at<const DIGITS: usize, const T: usize>(
-    chunks: usize,
-    tables: &[Bytes],
-    indices: impl Fn(usize, usize) -> [__m512i; BLOCKS],
-) -> [[__m512i; BLOCKS]; T] {
+    let chunks = per_block / 2;
     let per_token = chunks * DIGITS * 4;
     assert!(tables.len() >= T * per_token);
+    assert!(STRAIGHT || indices.len() >= chunks * 4 * BLOCKS);
     let zero = _mm512_setzero_si512();
+    let shifts = nibbles();
     let mut sums = [[zero; BLOCKS]; T];
     for chunk in 0..chunks {
         for digit in 0..DIGITS {
             // Four sums of four digits fit a byte: 4 · 4 · 15 = 240.
             let mut bytes = [[zero; BLOCKS]; T];
             for i in 0..4 {
-                let places = indices(chunk, i);
+                let mut at = [zero; BLOCKS];
+                for block in 0..BLOCKS {
+                    at[block] = if STRAIGHT {
+                        let line = block * per_block + chunk * 2 + i / 2;
+                        // SAFETY: `chunk` is below half of the words of a block, `i` below 4.
+                        places(load_words(unsafe { words.get_unchecked(line) }), shifts[i % 2])
+                    } else {
+                        let line = (chunk * 4 + i) * BLOCKS + block;
+                        // SAFETY: asserted above.
+                        load(unsafe { indices.get_unchecked(line) })
+                    };
+                }
                 for t in 0..T {
-                    let at = t * per_token + (chunk * DIGITS + digit) * 4 + i;
+                    let line = t * per_token + (chunk * DIGITS + digit) * 4 + i;
                     // SAFETY: asserted above.
-                    let table = load(unsafe { tables.get_unchecked(at) });
+                    let table = load(unsafe { tables.get_unchecked(line) });
                     for block in 0..BLOCKS {
-                        let found = _mm512_permutexvar_epi8(places[block], table);
+                        let found = _mm512_permutexvar_epi8(at[block], table);
                         bytes[t][block] = match i {
                             0 => found,
                             _ => _mm512_add_epi8(bytes[t][block], found),
@@ -321,9 +304,11 @@ fn dot<const T: usize>(panel: &[Bytes], codes: &[u8]) -> [[__m512i; BLOCKS]; T] 
     assert!(codes.len() >= T * groups * GROUP);
     let mut sums = [[_mm512_setzero_si512(); BLOCKS]; T];
     for group in 0..groups {
-        // SAFETY: `group` is below the number of groups.
-        let weight = |block| load(unsafe { panel.get_unchecked(block * groups + group) });
-        let weights: [__m512i; BLOCKS] = std::array::from_fn(weight);
+        let mut weights = [_mm512_setzero_si512(); BLOCKS];
+        for block in 0..BLOCKS {
+            // SAFETY: `group` is below the number of groups.
+            weights[block] = load(unsafe { panel.get_unchecked(block * groups + group) });
+        }
         for t in 0..T {
             // SAFETY: asserted above; the read needs no alignment.
             let codes = unsafe {
@@ -361,31 +346,34 @@ fn expand<const K: usize, const LEVELS: usize>(
 ) {
     let table = &signs.whole().table;
     let (words, groups) = (padded / WORD, padded / GROUP);
-    let bit = _mm512_set1_epi8(1);
+    let (zero, bit) = (_mm512_setzero_si512(), _mm512_set1_epi8(1));
     for block in 0..BLOCKS {
         let first = from + block * BLOCK;
         // Each level of a row in the four bytes of its lane. Padding columns meet codes of zero.
-        let levels: [__m512i; LEVELS] = std::array::from_fn(|i| {
-            let level = |r: usize| table.get(first + r).map_or(0, |row| row[i]);
-            let lanes: [i32; BLOCK] =
-                std::array::from_fn(|r| i32::from_ne_bytes([level(r) as u8; GROUP]));
-            // SAFETY: 64 bytes are read from an array of 64 bytes.
-            unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) }
-        });
-        for w in 0..words {
-            let line = |k| load_words(&signs.plane(k, padded)[first / BLOCK * words + w]);
-            let planes: [__m512i; K] = std::array::from_fn(line);
+        let mut levels = [zero; LEVELS];
+        for (i, levels) in levels.iter_mut().enumerate() {
+            let mut line = Bytes::ZERO;
+            for (r, bytes) in line.0.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
+                *bytes = [table.get(first + r).map_or(0, |row| row[i]); GROUP];
+            }
+            *levels = load(&line);
+        }
+        let mut planes: [&[Words]; K] = [&[]; K];
+        for (k, plane) in planes.iter_mut().enumerate() {
+            *plane = &signs.plane(k, padded)[first / BLOCK * words..][..words];
+        }
+        let (lines, _) = panel[block * groups..][..groups].as_chunks_mut::<{ WORD / GROUP }>();
+        for (w, lines) in lines.iter_mut().enumerate() {
             let mut shifts = _mm512_set1_epi64(0x2322_2120_0302_0100);
-            for group in 0..WORD / GROUP {
+            for line in lines {
                 let mut chosen = levels;
-                for (k, &plane) in planes.iter().enumerate() {
-                    let signs = _mm512_multishift_epi64_epi8(shifts, plane);
+                for k in 0..K {
+                    let signs = _mm512_multishift_epi64_epi8(shifts, load_words(&planes[k][w]));
                     let set = _mm512_test_epi8_mask(signs, bit);
                     for i in 0..LEVELS >> (k + 1) {
                         chosen[i] = _mm512_mask_blend_epi8(set, chosen[2 * i], chosen[2 * i + 1]);
                     }
                 }
-                let line = &mut panel[block * groups + w * WORD / GROUP + group];
                 // SAFETY: a line is 64 bytes, aligned to 64.
                 unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), chosen[0]) };
                 shifts = _mm512_add_epi8(shifts, _mm512_set1_epi8(GROUP as i8));
@@ -429,9 +417,11 @@ fn differ<const T: usize>(words: &[Words], x: &[u32]) -> [[__m512i; BLOCKS]; T] 
     assert!(x.len() >= T * per_block);
     let mut sums = [[_mm512_setzero_si512(); BLOCKS]; T];
     for w in 0..per_block {
-        // SAFETY: `w` is below the number of words.
-        let line = |block| load_words(unsafe { words.get_unchecked(block * per_block + w) });
-        let lines: [__m512i; BLOCKS] = std::array::from_fn(line);
+        let mut lines = [_mm512_setzero_si512(); BLOCKS];
+        for block in 0..BLOCKS {
+            // SAFETY: `w` is below the number of words.
+            lines[block] = load_words(unsafe { words.get_unchecked(block * per_block + w) });
+        }
         for t in 0..T {
             // SAFETY: asserted above.
             let x = _mm512_set1_epi32(unsafe { *x.get_unchecked(t * per_block + w) } as i32);

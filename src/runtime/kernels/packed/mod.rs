@@ -326,6 +326,7 @@ impl Packed {
     }
 
     /// `[rows]`: what the integer 1 stands for.
+    #[inline]
     fn scales(&self, pass: Pass) -> &[f32] {
         match (&self.form, pass) {
             (Form::Int8(int8), _) => &int8.scales,
@@ -335,6 +336,7 @@ impl Packed {
     }
 
     /// `[rows]`: the sums of the integers.
+    #[inline]
     fn sums(&self, pass: Pass) -> &[i32] {
         match (&self.form, pass) {
             (Form::Int8(int8), _) => &int8.sums,
@@ -380,12 +382,14 @@ impl Packed {
 
 impl Signs {
     /// `[blocks, words]` of plane `k`.
+    #[inline]
     fn plane(&self, k: usize, padded: usize) -> &[Words] {
         let per_plane = self.words.len() / self.planes;
         debug_assert!(padded == 0 || per_plane.is_multiple_of(padded / WORD));
         &self.words[k * per_plane..][..per_plane]
     }
 
+    #[inline]
     fn whole(&self) -> &Levels {
         self.levels.as_ref().expect("more than one plane has levels")
     }
@@ -479,11 +483,28 @@ impl Product<'_> {
         let value = |sum: i32, row_sum: i32, scale: f32| {
             (gain * sum + base - zero * row_sum) as f32 * scale * token
         };
-        let rows = out.iter_mut().zip(sums).zip(row_sums).zip(scales);
-        if matches!(pass, Pass::Whole | Pass::Plane(0)) {
-            rows.for_each(|(((y, &sum), &row_sum), &scale)| *y = value(sum, row_sum, scale));
-        } else {
-            rows.for_each(|(((y, &sum), &row_sum), &scale)| *y += value(sum, row_sum, scale));
+        let first = matches!(pass, Pass::Whole | Pass::Plane(0));
+        // By whole blocks: then there is no loop for a tail in each strip, and no test for overlap.
+        let (outs, out) = out.as_chunks_mut::<BLOCK>();
+        let (sums, last_sums) = sums[..to - from].as_chunks::<BLOCK>();
+        let (row_sums, last_row_sums) = row_sums.as_chunks::<BLOCK>();
+        let (scales, last_scales) = scales.as_chunks::<BLOCK>();
+        for (((out, sums), row_sums), scales) in outs.iter_mut().zip(sums).zip(row_sums).zip(scales)
+        {
+            let mut values = [0.0; BLOCK];
+            for i in 0..BLOCK {
+                values[i] = value(sums[i], row_sums[i], scales[i]);
+            }
+            if !first {
+                for i in 0..BLOCK {
+                    values[i] += out[i];
+                }
+            }
+            *out = values;
+        }
+        for (i, out) in out.iter_mut().enumerate() {
+            let value = value(last_sums[i], last_row_sums[i], last_scales[i]);
+            *out = if first { value } else { *out + value };
         }
     }
 }

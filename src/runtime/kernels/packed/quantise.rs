@@ -169,15 +169,31 @@ fn encode_rows(x: &[f32], out: &mut Quantised) {
         let (scale, inverse) = if span > 1e-30 { (span / top, top / span) } else { (0.0, 0.0) };
         let zero = within(-least * inverse, 0.0, top).round_ties_even();
         let (low, high) = (-zero, top - zero);
-        let codes = &mut out.codes[t * padded..][..cols];
         let shift = (zero as u32).wrapping_sub(MAGIC.to_bits());
-        let mut total = 0u32;
-        for (code, &x) in codes.iter_mut().zip(x) {
+        let code = |x: f32| {
             let rounded = within(x * inverse, low, high) + MAGIC;
-            let value = rounded.to_bits().wrapping_add(shift) & u32::from(levels);
-            total += value;
-            *code = value as u8;
+            rounded.to_bits().wrapping_add(shift) & u32::from(levels)
+        };
+        let (chunks, tail) = x.as_chunks::<LANES>();
+        let (codes, last) = out.codes[t * padded..][..cols].as_chunks_mut::<LANES>();
+        let mut totals = [0u32; LANES];
+        // Chunks of a fixed size: as one loop over the row this stays scalar.
+        for (codes, x) in codes.iter_mut().zip(chunks) {
+            let mut values = [0; LANES];
+            for i in 0..LANES {
+                values[i] = code(x[i]);
+            }
+            for i in 0..LANES {
+                totals[i] += values[i];
+                codes[i] = values[i] as u8;
+            }
         }
+        for (byte, &x) in last.iter_mut().zip(tail) {
+            let value = code(x);
+            totals[0] += value;
+            *byte = value as u8;
+        }
+        let total: u32 = totals.iter().sum();
         out.scales[t] = scale;
         out.zeros[t] = zero as i32;
         out.totals[t] = total as i32;
@@ -206,10 +222,16 @@ fn range(x: &[f32]) -> (f32, f32) {
         least[0] = if x < least[0] { x } else { least[0] };
         greatest[0] = if x > greatest[0] { x } else { greatest[0] };
     }
-    (
-        least.iter().fold(0.0, |a, &b| if b < a { b } else { a }),
-        greatest.iter().fold(0.0, |a, &b| if b > a { b } else { a }),
-    )
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            least[i] = if least[i + half] < least[i] { least[i + half] } else { least[i] };
+            greatest[i] =
+                if greatest[i + half] > greatest[i] { greatest[i + half] } else { greatest[i] };
+        }
+        half /= 2;
+    }
+    (least[0], greatest[0])
 }
 
 #[inline(always)]

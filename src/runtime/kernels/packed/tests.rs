@@ -97,3 +97,147 @@ proptest! {
         }
     }
 }
+
+/// Codes 0..70 of which 3 stands for zero, times 0.5.
+fn ramp() -> Quantised {
+    let x: Vec<f32> = (0..70).map(|i| (i as f32 - 3.0) * 0.5).collect();
+    let mut ramp = quantise(&x, 1, 70, Bits::Eight);
+    ramp.codes = (0..128).map(|i| if i < 70 { i } else { 0 }).collect();
+    (ramp.scales, ramp.zeros, ramp.totals) = (vec![0.5], vec![3], vec![69 * 35]);
+    ramp
+}
+
+#[test]
+fn alternating_signs_over_a_ramp() {
+    // Σ ±u = -35 and as many + as -, so the zero point adds nothing.
+    let even = 0x5555_5555;
+    let weights = Packed::signs(&[even, even, even & 63], &[1.0], 1, 1, 70);
+    for level in Level::available() {
+        assert_eq!(multiply(level, &weights, &ramp()), [-17.5], "{level:?}");
+    }
+}
+
+#[test]
+fn bits_past_the_last_column_do_not_count() {
+    let even = 0x5555_5555;
+    let weights = Packed::signs(&[even, even, even], &[1.0], 1, 1, 70);
+    assert_eq!(multiply(Level::best(), &weights, &ramp()), [-17.5]);
+}
+
+#[test]
+fn signs_with_themselves_and_their_complement() {
+    for n in [1, 31, 32, 33, 64, 70, 512, 1025] {
+        let x = Random(7).floats(n);
+        let signs = binarise(&x, 1, n, None, Some(1.0));
+        let same = &signs.words[..n.div_ceil(32)];
+        let both: Vec<u32> = same.iter().copied().chain(same.iter().map(|word| !word)).collect();
+        let weights = Packed::signs(&both, &[1.0, 1.0], 1, 2, n);
+        for level in Level::available() {
+            assert_eq!(multiply(level, &weights, &signs), [n as f32, -(n as f32)], "{level:?} {n}");
+        }
+    }
+}
+
+#[test]
+fn shifted_signs_count_zero_as_positive() {
+    let x = binarise(&[0.5, -2.0, 1.0, -1.0], 2, 2, Some(&[-0.5, 1.0]), None);
+    assert_eq!(x.dequantise(), [0.5, -0.5, 0.25, 0.25]);
+    let x = binarise(&[0.5, -2.0, 1.0, -1.0], 2, 2, Some(&[-0.5, 1.0]), Some(3.0));
+    assert_eq!(x.dequantise(), [3.0, -3.0, 3.0, 3.0]);
+}
+
+#[test]
+fn the_greatest_sums_fit() {
+    for cols in if cfg!(miri) { vec![130] } else { vec![4096, 12288, 65536] } {
+        // All codes are 255, but for the one that makes the range start at zero.
+        let mut x = quantise(&vec![1.0; 5 * cols], 5, cols, Bits::Eight);
+        assert!(x.codes.iter().all(|&code| code == 255));
+        for zero in [0, 255] {
+            x.zeros.fill(zero);
+            for code in [64, -64] {
+                let weights = Packed::int8(&vec![code; cols], &[1.0], 1, cols);
+                check(&weights, &x).expect("int8");
+            }
+            let ones = vec![u32::MAX; 4 * cols.div_ceil(32)];
+            for (planes, sign) in [(1, 1.0), (1, -1.0), (2, 1.0), (4, -1.0)] {
+                let signs = &ones[..planes * cols.div_ceil(32)];
+                let weights = Packed::signs(signs, &vec![sign; planes], planes, 1, cols);
+                check(&weights, &x).expect("signs");
+                let four = quantise(&vec![1.0; 5 * cols], 5, cols, Bits::Four);
+                check(&weights, &four).expect("four bits");
+            }
+        }
+    }
+}
+
+#[test]
+fn zeros_give_zeros() {
+    for bits in ALL_BITS {
+        let x = quantise(&[0.0; 2 * 70], 2, 70, bits);
+        for form in 0..FORMS {
+            let weights = Random(3).packed(form, 5, 70);
+            assert!(multiply(Level::best(), &weights, &x).iter().all(|&y| y == 0.0), "{form}");
+        }
+    }
+}
+
+#[test]
+fn a_row_of_zero_scales_gives_zeros() {
+    let weights = Packed::signs(&[5, 6], &[0.0, 0.0], 2, 1, 3);
+    let x = quantise(&[1.0, -2.0, 3.0], 1, 3, Bits::Eight);
+    assert_eq!(multiply(Level::best(), &weights, &x), [0.0]);
+}
+
+#[test]
+fn numbers_that_are_not_finite_do_no_harm() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE] {
+        for bits in ALL_BITS {
+            let mut x = Random(5).floats(100);
+            (x[0], x[99]) = (bad, -bad);
+            let weights = Random(9).packed(2, 3, 100);
+            let x = quantise(&x, 1, 100, bits);
+            Level::available().into_iter().for_each(|level| drop(multiply(level, &weights, &x)));
+        }
+    }
+}
+
+#[test]
+fn gaps_between_rows_of_the_product_stay() {
+    let weights = Random(1).packed(1, 20, 33);
+    let x = quantise(&Random(2).floats(3 * 33), 3, 33, Bits::Eight);
+    let expected = multiply(Level::Scalar, &weights, &x);
+    for level in Level::available() {
+        let mut out = vec![7.0; 3 * 25];
+        let target = MatMut::new(&mut out, 3, 25).columns(2, 20);
+        weights.multiply_with(level, &x, target);
+        for (t, row) in out.chunks(25).enumerate() {
+            assert_eq!((&row[..2], &row[22..]), (&[7.0; 2][..], &[7.0; 3][..]));
+            assert_eq!(row[2..22], expected[t * 20..][..20]);
+        }
+    }
+}
+
+#[test]
+fn the_rounding_of_levels_is_far_below_the_error_of_planes() {
+    // Scales of Gaussian weights in two planes: greatest level 2, unit 1/32.
+    let weights = Packed::signs(&[0b0011, 0b0101], &[1.5, 0.5], 2, 1, 4);
+    assert_eq!(weights.dense(Bits::Eight), [2.0, 1.0, -1.0, -2.0]);
+    let weights = Packed::signs(&[0b0011, 0b0101], &[0.9957, 0.4787], 2, 1, 4);
+    for (a, b) in weights.dense(Bits::Eight).iter().zip(weights.dense(Bits::Four)) {
+        assert!((a - b).abs() <= (0.9957 + 0.4787) / 128.0, "{a} {b}");
+    }
+}
+
+#[test]
+fn signs_take_a_bit_each() {
+    let weights = Random(1).packed(1, 768, 768);
+    assert_eq!(weights.bytes(), 768 * 768 / 8 + 768 * 8);
+    let weights = Random(1).packed(2, 768, 768);
+    assert_eq!(weights.bytes(), 2 * (768 * 768 / 8 + 768 * 8) + 768 * (16 + 8));
+}
+
+#[test]
+#[should_panic(expected = "int8 weights are within ±64")]
+fn refuses_weights_that_could_overflow() {
+    Packed::int8(&[65], &[1.0], 1, 1);
+}
