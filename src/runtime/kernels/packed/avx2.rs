@@ -3,6 +3,9 @@
 //! Codes of 8 or 4 bits: `vpmaddubsw`, with signs, levels or int8 weights as bytes. Products with ±1
 //! stay in 16 bits for 64 steps. Two vectors of signs: counted by table, 4 bits at once.
 
+// Loops over registers: by index they unroll, and closures would not be compiled for these features.
+#![allow(clippy::needless_range_loop)]
+
 use super::{BLOCK, Bits, Bytes, Form, GROUP, MAX_PLANES, Pass, Product, Signs, Sum, WORD, Words};
 use std::arch::x86_64::*;
 

@@ -5,6 +5,9 @@
 //! multiply-accumulates for two instructions, where `vpdpbusd` does 64. Codes of 8 bits are two
 //! digits of 4. Levels and int8 go through `vpdpbusd`, two vectors of signs through `vpopcntd`.
 
+// Loops over registers: by index they unroll, and closures would not be compiled for these features.
+#![allow(clippy::needless_range_loop)]
+
 use super::{
     BLOCK, Bits, Bytes, CHUNK, Form, GROUP, MAX_PLANES, Pass, Product, STRIP, Signs, Sum, WORD,
     Words,

@@ -73,6 +73,7 @@ enum Level {
 
 impl Level {
     /// What this machine has, best first.
+    #[cfg(test)]
     fn available() -> Vec<Level> {
         let mut levels = Vec::new();
         #[cfg(target_arch = "x86_64")]

@@ -229,6 +229,7 @@ fn the_rounding_of_levels_is_far_below_the_error_of_planes() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "packs millions of bits")]
 fn signs_take_a_bit_each() {
     let weights = Random(1).packed(1, 768, 768);
     assert_eq!(weights.bytes(), 768 * 768 / 8 + 768 * 8);
