@@ -104,6 +104,7 @@ fn attention<'a>(model: &Model, heads: &'a [usize], width: usize) -> RunAttentio
         norm: norm(width, model.config.eps),
         heads: std::borrow::Cow::Borrowed(heads),
         head_dim: model.config.head_dim,
+        binary: None,
     }
 }
 
@@ -123,6 +124,7 @@ fn dense(out: usize, input: usize) -> Dense<'static> {
         out,
         input,
         activations,
+        elastic: None,
     }
 }
 

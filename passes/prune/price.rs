@@ -185,8 +185,10 @@ impl Price {
                 add(&mut rest, embedding_wide(model, (decoder + 3) as f64));
                 add(&mut rest, [bias.numel() as f64, dense.weight.rows() as f64]);
             }
-            Head::Bare { pooler: Some(pooler) } => add(&mut rest, [pooler.weight.rows() as f64; 2]),
-            Head::Embedding { .. } | Head::Bare { pooler: None } => {}
+            Head::Bare { pooler: Some(pooler), .. } => {
+                add(&mut rest, [pooler.weight.rows() as f64; 2]);
+            }
+            Head::Embedding { .. } | Head::Bare { pooler: None, .. } => {}
         }
         Price {
             head: [3.0 * dim, 4.0 * dim],
@@ -217,10 +219,10 @@ impl Price {
                 add(&mut rest, [0.0, tokens * dense.weight.rows() as f64]);
                 add(&mut rest, embedding_wide(model, tokens * e.word.rows() as f64));
             }
-            Head::Bare { pooler: Some(pooler) } => {
+            Head::Bare { pooler: Some(pooler), .. } => {
                 add(&mut rest, [0.0, pooler.weight.rows() as f64]);
             }
-            Head::Embedding { .. } | Head::Bare { pooler: None } => {}
+            Head::Embedding { .. } | Head::Bare { pooler: None, .. } => {}
         }
         Price {
             head: [2.0 * tokens * tokens * dim, 4.0 * tokens * dim],

@@ -75,6 +75,32 @@ impl Binary {
         Binary { name, rows, cols, planes, group, signs, scales, scale_dtype, low_rank }
     }
 
+    /// One plane for all of `weights`, `[rows, cols]`, with one scale: `m · sgn(w − e)`, with `m = mean |w|` and
+    /// `e = mean w` (BiPFT notes, §1.1). The scale is kept in f32: it is one number.
+    pub fn centred(name: String, (rows, cols): (usize, usize), weights: &[f32]) -> Binary {
+        let (scale, mean) = centre(weights);
+        Binary::around(name, (rows, cols), weights, mean, vec![scale; rows])
+    }
+
+    /// As [`Binary::centred`], with a scale for each row, the mean of all rows being one: word tables.
+    pub fn centred_rows(name: String, (rows, cols): (usize, usize), weights: &[f32]) -> Binary {
+        let scales = weights.chunks(cols.max(1)).map(|row| centre(row).0).collect();
+        Binary::around(name, (rows, cols), weights, centre(weights).1, scales)
+    }
+
+    fn around(
+        name: String,
+        (rows, cols): (usize, usize),
+        weights: &[f32],
+        mean: f32,
+        scales: Vec<f32>,
+    ) -> Binary {
+        let codes: Vec<u8> = weights.iter().map(|&w| (w - mean >= 0.0) as u8).collect();
+        let ones = vec![1.0; rows];
+        let signs = Binary::new(name, (rows, cols), 1, cols.max(1), &codes, &ones, None);
+        Binary { scales, scale_dtype: Dtype::F32, ..signs }
+    }
+
     /// The matrix it stands for, `[rows, cols]`.
     pub fn to_dense(&self) -> Vec<f32> {
         let mut dense = vec![0.0; self.rows * self.cols];
@@ -213,6 +239,14 @@ impl Binary {
     }
 }
 
+/// Mean of `|w|`, and of `w`; zeros for no weights at all.
+pub fn centre(weights: &[f32]) -> (f32, f32) {
+    let n = weights.len().max(1) as f64;
+    let scale = weights.iter().map(|w| w.abs() as f64).sum::<f64>() / n;
+    let mean = weights.iter().map(|&w| w as f64).sum::<f64>() / n;
+    (scale as f32, mean as f32)
+}
+
 /// `Σ ±scale_k`, plus where the bit of `code` is set.
 pub fn level(scales: &[f32], code: u8) -> f32 {
     let signed = |(k, &s): (usize, &f32)| if code >> k & 1 == 1 { s } else { -s };
@@ -309,6 +343,20 @@ mod tests {
         let scales = [1.0, 2.0, 4.0];
         let binary = Binary::new("w".into(), (1, 5), 1, 2, &[1, 0, 1, 1, 0], &scales, None);
         assert_eq!(binary.to_dense(), [1.0, -1.0, 2.0, 2.0, -4.0]);
+    }
+
+    #[test]
+    fn signs_are_those_around_the_mean_and_one_scale_is_that_of_all() {
+        let weights = [4.0, -3.0, 2.0, 1.0, -1.0, 3.0]; // mean 1, mean of absolute values 14 / 6
+        let m = 14.0 / 6.0;
+        let one = Binary::centred("w".into(), (2, 3), &weights);
+        assert_eq!(one.to_dense(), [m, -m, m, m, -m, m]);
+        let rows = Binary::centred_rows("w".into(), (2, 3), &weights);
+        let (a, b) = (3.0, 5.0 / 3.0);
+        assert_eq!(rows.to_dense(), [a, -a, a, b, -b, b]);
+        // Made of its own values it is the same.
+        let again = Binary::centred("w".into(), (2, 3), &one.to_dense());
+        assert_eq!((again.signs, again.scales), (one.signs, one.scales));
     }
 
     #[test]

@@ -255,7 +255,11 @@ fn task(raw: &Value, family: &Family) -> Result<Task> {
             });
         }
     };
-    let suffix = found.strip_prefix(family.class);
+    let suffix = found.strip_prefix(family.class).map(|suffix| match suffix {
+        // BiPFT's class for fine-tuning.
+        "ForSequenceClassification2" => "ForSequenceClassification",
+        other => other,
+    });
     suffix
         .and_then(|s| Task::BY_SUFFIX.iter().find(|(known, _)| *known == s))
         .map(|&(_, task)| task)

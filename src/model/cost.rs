@@ -34,6 +34,9 @@ impl Cost {
                 let tensors = linears.iter().flat_map(|l| l.tensors()).chain(a.norm.tensors());
                 let params = linears.iter().map(|l| l.params()).sum::<usize>() + a.norm.params();
                 add(&mut attention, part(tensors.collect(), params));
+                if let Some(binary) = &a.binary {
+                    add(&mut attention, part(binary.tensors(), binary.params()));
+                }
             }
             if let Some(f) = &layer.ffn {
                 let tensors = [f.up.tensors(), f.down.tensors(), f.norm.tensors()].concat();
@@ -122,7 +125,7 @@ fn around(model: &Model, batch: usize, tokens: usize) -> u64 {
                 product(dense, batch * tokens) + rows * model.embeddings.word.params() as u64
             }
             Head::Embedding { .. } => 0,
-            Head::Bare { pooler } => pooler.as_ref().map_or(0, |p| product(p, batch)),
+            Head::Bare { pooler, .. } => pooler.as_ref().map_or(0, |p| product(p, batch)),
         }
 }
 
@@ -184,11 +187,16 @@ fn through(
         };
         if let Some(a) = &layer.attention {
             let square = |rows: f64| rows * n * (a.heads.len() * a.head_dim) as f64;
-            macs += n * (params(&a.key) + params(&a.value)) + square(m) + m * params(&a.output);
+            let estimators = a.binary.iter().flat_map(|b| &b.estimators).flat_map(|e| e.linears());
+            macs += n * estimators.map(params).sum::<f64>();
+            macs += n * (params(&a.key) + params(&a.value)) + m * params(&a.output);
+            // Signs are multiplied for all tokens, whichever leave.
+            let m = if a.binary.is_some() { n } else { m };
+            macs += square(m);
             let queries = match ranked(l).filter(|_| reads != Reads::Every && !firsts) {
                 Some(Score::Received) => n,
-                Some(Score::First) => 1.0 + m,
-                None => m,
+                Some(Score::First) if a.binary.is_none() => 1.0 + m,
+                _ => m,
             };
             macs += queries * params(&a.query) + square(queries);
         }

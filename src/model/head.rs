@@ -7,8 +7,15 @@ use crate::checkpoint::Tensor;
 /// One head, by task.
 #[derive(Debug, Clone)]
 pub enum Head {
-    /// `out(activation(dense(first token)))`, `[classes]` per text.
-    SequenceClassification { dense: Linear, activation: Activation, out: Linear },
+    /// `out(activation(dense(x)))` of the first token's state `x`, with a norm
+    /// `out(activation(norm(dense(x)) + x))`, `[classes]` per text.
+    SequenceClassification {
+        dense: Linear,
+        /// Of BiPFT's pooler.
+        norm: Option<Norm>,
+        activation: Activation,
+        out: Linear,
+    },
     /// `[classes]` per token.
     TokenClassification { out: Linear },
     /// Start and end score per token.
@@ -25,8 +32,8 @@ pub enum Head {
     },
     /// Pooled token states, `[hidden]` per text.
     Embedding { pool: PoolMode, normalize: bool },
-    /// Token states, and BERT's pooler output where there is one.
-    Bare { pooler: Option<Linear> },
+    /// Token states, and BERT's pooler output where there is one; `norm` as in a classifier.
+    Bare { pooler: Option<Linear>, norm: Option<Norm> },
 }
 
 /// How a sentence embedding is made of token states (`1_Pooling/config.json`).
@@ -40,8 +47,9 @@ pub enum PoolMode {
 impl Head {
     pub fn tensors(&self) -> Vec<Tensor> {
         match self {
-            Head::SequenceClassification { dense, out, .. } => {
-                [dense.tensors(), out.tensors()].concat()
+            Head::SequenceClassification { dense, norm, out, .. } => {
+                let norm = norm.iter().flat_map(Norm::tensors).collect();
+                [dense.tensors(), norm, out.tensors()].concat()
             }
             Head::TokenClassification { out } | Head::QuestionAnswering { out } => out.tensors(),
             Head::MaskedLm { dense, norm, decoder, bias, .. } => {
@@ -51,7 +59,10 @@ impl Head {
                 tensors
             }
             Head::Embedding { .. } => Vec::new(),
-            Head::Bare { pooler } => pooler.iter().flat_map(Linear::tensors).collect(),
+            Head::Bare { pooler, norm } => {
+                let norm = norm.iter().flat_map(Norm::tensors);
+                pooler.iter().flat_map(Linear::tensors).chain(norm).collect()
+            }
         }
     }
 
@@ -62,7 +73,7 @@ impl Head {
             Head::TokenClassification { out } | Head::QuestionAnswering { out } => vec![out],
             Head::MaskedLm { dense, .. } => vec![dense],
             Head::Embedding { .. } => Vec::new(),
-            Head::Bare { pooler } => pooler.iter().collect(),
+            Head::Bare { pooler, .. } => pooler.iter().collect(),
         }
     }
 
@@ -73,21 +84,26 @@ impl Head {
             Head::TokenClassification { out } | Head::QuestionAnswering { out } => vec![out],
             Head::MaskedLm { dense, .. } => vec![dense],
             Head::Embedding { .. } => Vec::new(),
-            Head::Bare { pooler } => pooler.iter_mut().collect(),
+            Head::Bare { pooler, .. } => pooler.iter_mut().collect(),
         }
     }
 
     /// Logical parameters; a tied decoder counts with the word table.
     pub fn params(&self) -> usize {
         match self {
-            Head::SequenceClassification { dense, out, .. } => dense.params() + out.params(),
+            Head::SequenceClassification { dense, norm, out, .. } => {
+                dense.params() + norm.as_ref().map_or(0, Norm::params) + out.params()
+            }
             Head::TokenClassification { out } | Head::QuestionAnswering { out } => out.params(),
             Head::MaskedLm { dense, norm, decoder, bias, .. } => {
                 let decoder = decoder.as_ref().map_or(0, Tensor::numel);
                 dense.params() + norm.params() + decoder + bias.numel()
             }
             Head::Embedding { .. } => 0,
-            Head::Bare { pooler } => pooler.as_ref().map_or(0, Linear::params),
+            Head::Bare { pooler, norm } => {
+                let norm = norm.as_ref().map_or(0, Norm::params);
+                pooler.as_ref().map_or(0, Linear::params) + norm
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Linear layers, tables and norms: what an encoder is built from, and the forms they are stored in.
 
 use super::binary::Binary;
+use super::elastic::Elastic;
 use crate::checkpoint::{Dtype, Tensor};
 use crate::{Error, Result};
 use std::borrow::Cow;
@@ -12,6 +13,8 @@ pub struct Linear {
     /// `[out]`
     pub bias: Option<Tensor>,
     pub activations: Activations,
+    /// Signs in the place of the inputs, of a layer whose weights are signs; such inputs are rounded no further.
+    pub elastic: Option<Elastic>,
 }
 
 /// What a layer makes of its inputs before it multiplies them: numbers of a few bits, with a scale and a zero
@@ -66,24 +69,36 @@ pub struct Norm {
 impl Linear {
     /// A layer as it is before anything was packed.
     pub fn dense(weight: Tensor, bias: Option<Tensor>) -> Linear {
-        Linear { weight: Weight::Dense(weight), bias, activations: Activations::Exact }
+        Linear {
+            weight: Weight::Dense(weight),
+            bias,
+            activations: Activations::Exact,
+            elastic: None,
+        }
     }
 
     /// A table, as reports compare it.
     pub fn table(weight: &Weight) -> Linear {
-        Linear { weight: weight.clone(), bias: None, activations: Activations::Exact }
+        Linear {
+            weight: weight.clone(),
+            bias: None,
+            activations: Activations::Exact,
+            elastic: None,
+        }
     }
 
     /// The tensors this layer is stored as.
     pub fn tensors(&self) -> Vec<Tensor> {
         let mut tensors = self.weight.tensors();
         tensors.extend(self.bias.clone());
+        tensors.extend(self.elastic.iter().flat_map(Elastic::tensors));
         tensors
     }
 
     /// Weights and biases it stands for.
     pub fn params(&self) -> usize {
-        self.weight.params() + self.bias.as_ref().map_or(0, Tensor::numel)
+        let elastic = self.elastic.as_ref().map_or(0, |e| e.shift.numel() + 1);
+        self.weight.params() + self.bias.as_ref().map_or(0, Tensor::numel) + elastic
     }
 
     /// The layer with only the outputs at `keep`, in that order.
@@ -93,7 +108,7 @@ impl Linear {
     pub fn select_outputs(&self, keep: &[usize]) -> Result<Linear> {
         let weight = Weight::Dense(select_rows(self.weight.dense()?, keep)?);
         let bias = self.bias.as_ref().map(|b| select_rows(b, keep)).transpose()?;
-        Ok(Linear { weight, bias, activations: self.activations })
+        Ok(Linear { weight, bias, ..self.clone() })
     }
 
     /// The layer with only the inputs at `keep`, in that order.
@@ -102,7 +117,7 @@ impl Linear {
     /// If the weight is not dense.
     pub fn select_inputs(&self, keep: &[usize]) -> Result<Linear> {
         let weight = Weight::Dense(select_cols(self.weight.dense()?, keep)?);
-        Ok(Linear { weight, bias: self.bias.clone(), activations: self.activations })
+        Ok(Linear { weight, ..self.clone() })
     }
 }
 

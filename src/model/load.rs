@@ -2,6 +2,7 @@
 
 use super::config::{Config, Task};
 use super::family::{Family, Pooling};
+use super::latent;
 use super::save::Structure;
 use super::*;
 use crate::checkpoint::{Checkpoint, Dtype, read_json};
@@ -35,17 +36,24 @@ impl Model {
 
     fn from_parts(
         checkpoint: &mut Checkpoint,
-        config: Config,
+        mut config: Config,
         family: &'static Family,
         embedding: Option<Head>,
     ) -> Result<Model> {
         let structure = Structure::read(&config)?;
         let prefixed = checkpoint.names().any(|n| n.starts_with(family.prefix));
+        let prefix = if prefixed { family.prefix } else { "" };
+        let latent = latent::found(checkpoint, family, prefix);
+        if latent {
+            latent::settle(&mut config, family)?;
+        }
         let mut reader = Reader {
             checkpoint,
             structure: &structure,
             config: &config,
-            prefix: if prefixed { family.prefix } else { "" },
+            prefix,
+            latent,
+            idle: Vec::new(),
         };
         let embeddings = embeddings(&mut reader, family)?;
         let layers = (0..config.layers)
@@ -83,6 +91,10 @@ struct Reader<'a> {
     config: &'a Config,
     /// `bert.`, or nothing in a checkpoint of the encoder alone.
     prefix: &'static str,
+    /// Whether dense matrices are latent weights, to be read as their signs.
+    latent: bool,
+    /// Starts of names of what BiPFT's checkpoints hold and its code does not use.
+    idle: Vec<String>,
 }
 
 impl Reader<'_> {
@@ -118,10 +130,81 @@ impl Reader<'_> {
     }
 
     fn linear(&mut self, name: &str, shape: [usize; 2], key: &str) -> Result<Linear> {
-        let weight = self.weight(name, shape, key)?;
+        let mut weight = self.weight(name, shape, key)?;
         let bias = Some(self.tensor(&format!("{name}.bias"), &shape[..1], key)?);
         let activations = self.structure.packed(name).activations;
-        Ok(Linear { weight, bias, activations })
+        let elastic = self.elastic(name, shape[1], key)?;
+        if let (Weight::Dense(tensor), Some(_)) = (&weight, &elastic) {
+            let shape = (shape[0], shape[1]);
+            weight = Weight::Binary(latent::matrix(tensor, name, shape, Binary::centred)?);
+        }
+        Ok(Linear { weight, bias, activations, elastic })
+    }
+
+    /// The word table: of latent weights, its signs.
+    fn words(&mut self, name: &str, shape: [usize; 2], key: &str) -> Result<Weight> {
+        match self.weight(name, shape, key)? {
+            Weight::Dense(tensor) if self.latent => {
+                let shape = (shape[0], shape[1]);
+                Ok(Weight::Binary(latent::matrix(&tensor, name, shape, Binary::centred_rows)?))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// What makes signs of the inputs of `name`, where there is something that does.
+    fn elastic(&mut self, name: &str, width: usize, key: &str) -> Result<Option<Elastic>> {
+        let shift = format!("{name}.move.bias");
+        if self.checkpoint.get(&shift).is_none() {
+            return Ok(None);
+        }
+        self.idle.push(format!("{name}.sa."));
+        Ok(Some(Elastic {
+            shift: self.tensor(&shift, &[width], key)?,
+            scale: self.number(&format!("{name}.input_clip_val"))?,
+        }))
+    }
+
+    /// One number, as a tensor without dimensions or of one.
+    fn number(&mut self, name: &str) -> Result<Tensor> {
+        let flat = self.checkpoint.get(name).is_some_and(|t| t.shape == [1]);
+        self.tensor(name, if flat { &[1] } else { &[] }, "nothing: it is one number")
+    }
+
+    /// Signs of queries, keys, values and probabilities, of a layer whose inputs are signs.
+    fn binary_attention(&mut self, query: &str, hidden: usize) -> Result<BinaryAttention> {
+        let prefix = BinaryAttention::prefix(query);
+        let at = |name: &str| format!("{prefix}{name}");
+        let [query, key, value, probabilities] = BinaryAttention::SCALES.map(at);
+        let mut binary = BinaryAttention {
+            query: self.number(&query)?,
+            key: self.number(&key)?,
+            value: self.number(&value)?,
+            probabilities: self.number(&probabilities)?,
+            estimators: None,
+        };
+        let [q_p, k_p, q_m, k_m, v_p] = Estimators::NAMES.map(at);
+        if let Some(first) = self.checkpoint.get(&format!("{q_p}.weight")) {
+            let rank = first.shape.first().map_or(1, |&rank| rank.max(1));
+            let mut linear = |name: &str, rows| self.linear(name, [rows, hidden], "lora_rank");
+            binary.estimators = Some(Estimators {
+                q_p: linear(&q_p, rank)?,
+                k_p: linear(&k_p, rank)?,
+                q_m: linear(&q_m, rank)?,
+                k_m: linear(&k_m, rank)?,
+                v_p: linear(&v_p, 1)?,
+            });
+        }
+        Ok(binary)
+    }
+
+    /// BiPFT's LayerNorm behind the pooler `dense`.
+    fn pooler_norm(&mut self, dense: &str, width: usize) -> Result<Option<Norm>> {
+        let name = format!("{}LayerNorm", BinaryAttention::prefix(dense));
+        match self.checkpoint.get(&format!("{name}.weight")) {
+            Some(_) => Ok(Some(self.norm(&name, width, "hidden_size")?)),
+            None => Ok(None),
+        }
     }
 
     /// Older checkpoints call the two parts `gamma` and `beta`.
@@ -147,6 +230,7 @@ impl Reader<'_> {
         );
         known.push(format!("{}pooler.", self.prefix));
         known.push(format!("{}task_type_embeddings.", self.prefix));
+        known.append(&mut self.idle);
         for name in [family.masked_lm.dense, family.masked_lm.norm, family.masked_lm.decoder] {
             known.push(format!("{name}."));
         }
@@ -196,7 +280,7 @@ fn embeddings(reader: &mut Reader, family: &Family) -> Result<Embeddings> {
         _ => None,
     };
     Ok(Embeddings {
-        word: reader.weight(&word, [config.vocab, width], "vocab_size")?,
+        word: reader.words(&word, [config.vocab, width], "vocab_size")?,
         norm: reader.norm(&format!("{prefix}{}", family.embedding_norm), width, width_key)?,
         position,
         token_type,
@@ -220,14 +304,21 @@ fn layer(reader: &mut Reader, family: &Family, index: usize) -> Result<Layer> {
             let heads = heads.to_vec();
             let width = heads.len() * head_dim;
             let [query, key, value, output] = &names;
+            let name = query;
+            let query = reader.linear(name, [width, hidden], keys.hidden)?;
+            let binary = match &query.elastic {
+                Some(_) => Some(reader.binary_attention(name, hidden)?),
+                None => None,
+            };
             Some(Attention {
-                query: reader.linear(query, [width, hidden], keys.hidden)?,
+                query,
                 key: reader.linear(key, [width, hidden], keys.hidden)?,
                 value: reader.linear(value, [width, hidden], keys.hidden)?,
                 output: reader.linear(output, [hidden, width], keys.hidden)?,
                 norm: reader.norm(&attention_norm, hidden, keys.hidden)?,
                 heads,
                 head_dim,
+                binary,
             })
         }
     };
@@ -254,8 +345,15 @@ fn head(reader: &mut Reader, family: &Family) -> Result<Head> {
                 }
                 Pooling::Dense { dense, activation, out } => (dense.to_string(), activation, out),
             };
+            let name = dense;
+            let dense = reader.linear(&name, [pooled, hidden], family.keys.hidden)?;
+            let norm = match &dense.elastic {
+                Some(_) => reader.pooler_norm(&name, pooled)?,
+                None => None,
+            };
             Head::SequenceClassification {
-                dense: reader.linear(&dense, [pooled, hidden], family.keys.hidden)?,
+                dense,
+                norm,
                 activation,
                 out: reader.linear(out, [classes, pooled], "id2label")?,
             }
@@ -287,13 +385,16 @@ fn head(reader: &mut Reader, family: &Family) -> Result<Head> {
             let stored =
                 |n: &str, part: &str| reader.checkpoint.get(&format!("{n}.{part}")).is_some();
             let present = |n: &String| stored(n, "weight") || stored(n, "weight_packed");
-            Head::Bare {
-                pooler: match name.filter(present) {
-                    Some(name) => {
-                        Some(reader.linear(&name, [pooled, hidden], family.keys.hidden)?)
-                    }
-                    None => None,
-                },
+            match name.filter(present) {
+                Some(name) => {
+                    let pooler = reader.linear(&name, [pooled, hidden], family.keys.hidden)?;
+                    let norm = match &pooler.elastic {
+                        Some(_) => reader.pooler_norm(&name, pooled)?,
+                        None => None,
+                    };
+                    Head::Bare { pooler: Some(pooler), norm }
+                }
+                None => Head::Bare { pooler: None, norm: None },
             }
         }
         Task::Embedding => unreachable!("an embedding head comes from modules.json"),

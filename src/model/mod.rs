@@ -6,8 +6,10 @@
 pub mod binary;
 pub mod config;
 pub mod cost;
+pub mod elastic;
 pub mod family;
 pub mod head;
+mod latent;
 pub mod linear;
 mod load;
 mod new_head;
@@ -22,6 +24,7 @@ pub mod tokens;
 
 pub use binary::{Binary, LowRank};
 pub use config::{Config, Task};
+pub use elastic::{BinaryAttention, Elastic, Estimators};
 pub use family::{Activation, Family};
 pub use head::{Head, PoolMode};
 pub use linear::{Activations, Linear, Norm, Weight};
@@ -84,6 +87,8 @@ pub struct Attention {
     /// Which of the original heads are left, ascending.
     pub heads: Vec<usize>,
     pub head_dim: usize,
+    /// Signs in the place of queries, keys, values and probabilities.
+    pub binary: Option<BinaryAttention>,
 }
 
 /// The feed-forward block. With no units left it still adds its bias and normalises.
@@ -150,6 +155,8 @@ impl Model {
         for layer in &self.layers {
             tensors.extend(layer.linears().into_iter().flat_map(|(_, l)| l.tensors()));
             tensors.extend(layer.attention.iter().flat_map(|a| a.norm.tensors()));
+            let binary = layer.attention.iter().flat_map(|a| &a.binary);
+            tensors.extend(binary.flat_map(BinaryAttention::tensors));
             tensors.extend(layer.ffn.iter().flat_map(|f| f.norm.tensors()));
         }
         tensors.extend(self.relative_bias.clone());

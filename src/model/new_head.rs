@@ -51,7 +51,7 @@ impl Model {
         let (config, _) = Config::parse(raw)?;
 
         let mut model = Model { config, ..self.clone() };
-        let mut fresh = Fresh { rng: ChaCha8Rng::seed_from_u64(seed) };
+        let mut fresh = Fresh::new(seed);
         model.add_prefix();
         let (hidden, pooled) = (model.config.hidden, model.config.pooled);
         let classes = model.config.classes();
@@ -64,10 +64,11 @@ impl Model {
                     }
                     Pooling::Dense { dense, activation, out } => (dense.into(), activation, out),
                 };
-                let kept = model.take_linear(&dense, pooled, hidden);
-                let dense = kept.unwrap_or_else(|| fresh.linear(&dense, pooled, hidden));
+                let kept = model.pooler(&dense, pooled, hidden);
+                let (dense, norm) =
+                    kept.unwrap_or_else(|| (fresh.linear(&dense, pooled, hidden), None));
                 let out = fresh.linear(out, classes, pooled);
-                Head::SequenceClassification { dense, activation, out }
+                Head::SequenceClassification { dense, norm, activation, out }
             }
             Task::TokenClassification => {
                 Head::TokenClassification { out: fresh.linear("classifier", classes, hidden) }
@@ -80,14 +81,11 @@ impl Model {
         Ok(model)
     }
 
-    /// Puts the family's prefix before the encoder's tensors, as in checkpoints with a head. The tensors of
-    /// a bare encoder's pooler become unused ones.
+    /// Puts the family's prefix before the encoder's tensors, as in checkpoints with a head; a bare encoder's
+    /// pooler is among them.
     fn add_prefix(&mut self) {
         let prefix = self.family.prefix;
-        if let Head::Bare { pooler: Some(pooler) } = &self.head {
-            self.unused.extend(pooler.tensors());
-            self.head = Head::Bare { pooler: None };
-        }
+        let bare = matches!(self.head, Head::Bare { .. });
         let add = |name: &mut String| {
             if !name.starts_with(prefix) {
                 *name = format!("{prefix}{name}");
@@ -95,9 +93,10 @@ impl Model {
         };
         for (part, place) in self.places_mut() {
             match place {
-                _ if part == Part::Head => {}
+                _ if part == Part::Head && !bare => {}
                 Place::Matrix(Weight::Dense(tensor))
                 | Place::Tensor(tensor)
+                | Place::Scale(tensor)
                 | Place::FirstRow(tensor) => add(&mut tensor.name),
                 Place::Matrix(Weight::Binary(binary)) => add(&mut binary.name),
             }
@@ -107,28 +106,38 @@ impl Model {
         }
     }
 
-    /// A linear layer, `[rows, cols]`, among the unused tensors, or that of the present head.
-    fn take_linear(&mut self, name: &str, rows: usize, cols: usize) -> Option<Linear> {
-        if let Head::SequenceClassification { dense, .. } = &self.head
-            && dense.weight.name() == name
-        {
-            return Some(dense.clone());
+    /// The layer `name`, `[rows, cols]`, of the present head, with its LayerNorm, or from the unused tensors.
+    fn pooler(&self, name: &str, rows: usize, cols: usize) -> Option<(Linear, Option<Norm>)> {
+        match &self.head {
+            Head::SequenceClassification { dense, norm, .. }
+            | Head::Bare { pooler: Some(dense), norm }
+                if dense.weight.name() == name =>
+            {
+                return Some((dense.clone(), norm.clone()));
+            }
+            _ => {}
         }
         let find = |part: &str, shape: &[usize]| {
             let name = format!("{name}.{part}");
             self.unused.iter().find(|t| t.name == name && t.shape == shape).cloned()
         };
         let weight = find("weight", &[rows, cols])?;
-        Some(Linear::dense(weight, find("bias", &[rows])))
+        Some((Linear::dense(weight, find("bias", &[rows])), None))
     }
 }
 
-struct Fresh {
+/// Fresh layers, as BERT's are.
+pub(super) struct Fresh {
     rng: ChaCha8Rng,
 }
 
 impl Fresh {
-    fn linear(&mut self, name: &str, rows: usize, cols: usize) -> Linear {
+    pub fn new(seed: u64) -> Fresh {
+        Fresh { rng: ChaCha8Rng::seed_from_u64(seed) }
+    }
+
+    /// `[rows, cols]` of N(0, 0.02²), with a bias of zeros.
+    pub fn linear(&mut self, name: &str, rows: usize, cols: usize) -> Linear {
         let mut uniform = || (self.rng.next_u32() >> 8) as f32 / (1u32 << 24) as f32;
         // Box and Muller.
         let mut normal = || {

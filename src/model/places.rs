@@ -9,6 +9,8 @@ pub enum Place<'a> {
     Matrix(&'a mut Weight),
     /// A bias, a LayerNorm's scale or shift, a table.
     Tensor(&'a mut Tensor),
+    /// One number that scales signs of inputs.
+    Scale(&'a mut Tensor),
     /// Row 0 of ERNIE's task types: the only one in use.
     FirstRow(&'a mut Tensor),
 }
@@ -46,6 +48,7 @@ impl Model {
                     rest.extend(linear(part));
                 }
                 rest.extend(norm(&mut a.norm));
+                rest.extend(a.binary.iter_mut().flat_map(binary_attention));
             }
             if let Some(f) = &mut layer.ffn {
                 rest.extend(linear(&mut f.up));
@@ -56,8 +59,9 @@ impl Model {
         }
         let mut rest: Vec<Place> = Vec::new();
         match &mut self.head {
-            Head::SequenceClassification { dense, out, .. } => {
+            Head::SequenceClassification { dense, norm: n, out, .. } => {
                 rest.extend(linear(dense));
+                rest.extend(n.iter_mut().flat_map(norm));
                 rest.extend(linear(out));
             }
             Head::TokenClassification { out } | Head::QuestionAnswering { out } => {
@@ -70,7 +74,10 @@ impl Model {
                 rest.push(Place::Tensor(bias));
             }
             Head::Embedding { .. } => {}
-            Head::Bare { pooler } => rest.extend(pooler.iter_mut().flat_map(linear)),
+            Head::Bare { pooler, norm: n } => {
+                rest.extend(pooler.iter_mut().flat_map(linear));
+                rest.extend(n.iter_mut().flat_map(norm));
+            }
         }
         places.extend(rest.into_iter().map(|p| (Part::Head, p)));
         places
@@ -80,6 +87,20 @@ impl Model {
 fn linear(linear: &mut Linear) -> impl Iterator<Item = Place<'_>> {
     std::iter::once(Place::Matrix(&mut linear.weight))
         .chain(linear.bias.as_mut().map(Place::Tensor))
+        .chain(linear.elastic.iter_mut().flat_map(elastic))
+}
+
+fn elastic(elastic: &mut Elastic) -> [Place<'_>; 2] {
+    [Place::Tensor(&mut elastic.shift), Place::Scale(&mut elastic.scale)]
+}
+
+fn binary_attention(binary: &mut BinaryAttention) -> impl Iterator<Item = Place<'_>> {
+    let BinaryAttention { query, key, value, probabilities, estimators } = binary;
+    let estimators = estimators.iter_mut().flat_map(Estimators::linears_mut);
+    [query, key, value, probabilities]
+        .into_iter()
+        .map(Place::Scale)
+        .chain(estimators.flat_map(linear))
 }
 
 fn norm(norm: &mut Norm) -> [Place<'_>; 2] {

@@ -70,9 +70,11 @@ impl Structure {
         for (name, said) in entry["packed"].as_object().into_iter().flatten() {
             let bits = &said["activations"];
             let known = bits.is_null() || bits.is_u64();
-            let activations = Activations::of_bits(bits.as_u64()).filter(|_| known);
+            // Signs of inputs are told by the tensors that scale them.
+            let rounded = bits.as_u64().filter(|&bits| bits != 1);
+            let activations = Activations::of_bits(rounded).filter(|_| known);
             let activations = activations.ok_or_else(|| {
-                bad(format!("packed.{name}.activations"), bits, "null, 8 or 4".into())
+                bad(format!("packed.{name}.activations"), bits, "null, 8, 4 or 1".into())
             })?;
             let group = said["group"].as_u64().map(|g| g as usize);
             packed.insert(name.clone(), Packed { group, activations });
@@ -190,6 +192,7 @@ impl Model {
             match place {
                 Place::Matrix(Weight::Dense(tensor))
                 | Place::Tensor(tensor)
+                | Place::Scale(tensor)
                 | Place::FirstRow(tensor) => rename(&mut tensor.name, to),
                 Place::Matrix(Weight::Binary(binary)) => rename(&mut binary.name, to),
             }
@@ -229,14 +232,14 @@ impl Model {
     fn packed(&self) -> Map<String, Value> {
         self.weights()
             .into_iter()
-            .filter_map(|(weight, activations)| match weight {
+            .filter_map(|(weight, bits)| match weight {
                 Weight::Dense(_) => None,
                 Weight::Binary(b) => {
                     let group = (b.group < b.cols).then_some(b.group);
                     let rank = b.low_rank.as_ref().map(|l| l.rank);
                     let entry = json!({
                         "form": "binary", "planes": b.planes, "group": group, "rank": rank,
-                        "activations": activations.bits(),
+                        "activations": bits,
                     });
                     Some((b.name.clone(), entry))
                 }
@@ -244,15 +247,17 @@ impl Model {
             .collect()
     }
 
-    /// Every matrix of the encoder and its head that can be packed.
-    fn weights(&self) -> Vec<(&Weight, Activations)> {
+    /// Every matrix of the encoder and its head that can be packed, and the bits of what it multiplies; `None`: as
+    /// it comes.
+    fn weights(&self) -> Vec<(&Weight, Option<u32>)> {
         let mut linears: Vec<&Linear> = self.embeddings.project.iter().collect();
         for layer in &self.layers {
             linears.extend(layer.linears().into_iter().map(|(_, linear)| linear));
         }
         linears.extend(self.head.linears());
-        let mut weights = vec![(&self.embeddings.word, Activations::Exact)];
-        weights.extend(linears.into_iter().map(|l| (&l.weight, l.activations)));
+        let mut weights = vec![(&self.embeddings.word, None)];
+        let bits = |l: &Linear| if l.elastic.is_some() { Some(1) } else { l.activations.bits() };
+        weights.extend(linears.into_iter().map(|l| (&l.weight, bits(l))));
         weights
     }
 }

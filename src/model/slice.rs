@@ -51,6 +51,7 @@ impl Attention {
             norm: self.norm.clone(),
             heads: keep.iter().map(|&h| self.heads[h]).collect(),
             head_dim: self.head_dim,
+            binary: self.binary.clone(),
         })
     }
 
@@ -141,7 +142,7 @@ impl Linear {
         }
         let weight = Weight::Dense(cut_matrix(self.weight.dense()?, outputs, inputs)?);
         let bias = self.bias.as_ref().map(|b| cut_vector(b, outputs)).transpose()?;
-        Ok(Linear { weight, bias, activations: self.activations })
+        Ok(Linear { weight, bias, ..self.clone() })
     }
 }
 
@@ -199,6 +200,7 @@ impl Model {
                         norm: a.norm.cut(&hidden)?,
                         heads: keep.iter().map(|&h| a.heads[h]).collect(),
                         head_dim: a.head_dim,
+                        binary: a.binary,
                     })
                 }
                 None => None,
@@ -237,13 +239,15 @@ impl Model {
         }
         let reads = |linear: &Linear| linear.cut(&Left::all(linear.weight.rows()), &inputs);
         model.head = match &self.head {
-            Head::SequenceClassification { dense, activation, out } => {
-                let (dense, activation, out) = (reads(dense)?, *activation, out.clone());
-                Head::SequenceClassification { dense, activation, out }
+            Head::SequenceClassification { dense, norm, activation, out } => {
+                let (norm, activation, out) = (norm.clone(), *activation, out.clone());
+                Head::SequenceClassification { dense: reads(dense)?, norm, activation, out }
             }
             Head::TokenClassification { out } => Head::TokenClassification { out: reads(out)? },
             Head::QuestionAnswering { out } => Head::QuestionAnswering { out: reads(out)? },
-            Head::Bare { pooler } => Head::Bare { pooler: pooler.as_ref().map(reads).transpose()? },
+            Head::Bare { pooler, norm } => {
+                Head::Bare { pooler: pooler.as_ref().map(reads).transpose()?, norm: norm.clone() }
+            }
             Head::Embedding { .. } => self.head.clone(),
             // The table that words are told by is the one they are read from: its mask stands there.
             Head::MaskedLm { dense, activation, norm, decoder, bias } => {

@@ -135,6 +135,48 @@ pub fn parts_of(family: &str, task: Task, seed: u64, hidden: usize) -> Parts {
     Parts { config, tensors: make.tensors, pooling }
 }
 
+/// As BiPFT's training code saves a model: latent weights in f32, and what makes signs of all that layers
+/// multiply, with estimators of rank 2.
+pub fn latent(family: &str, task: Task, seed: u64) -> Parts {
+    let mut parts = parts(family, task, seed);
+    let family = family::find(family).expect("a family of this build");
+    let encoder_alone = matches!(task, Task::Embedding | Task::Bare);
+    let prefix = if encoder_alone { "" } else { family.prefix };
+    let mut make = Maker { tensors: Vec::new(), normal: Normal::new(seed + 1) };
+    let number = |make: &mut Maker, name: String, value: f32| {
+        make.tensors.push(Tensor::from_f32(name, &[], &[value], Dtype::F32));
+    };
+    let signs = |make: &mut Maker, name: &str, width: usize, scale: f32| {
+        make.add(format!("{name}.move.bias"), &[width], 0.0, 0.3);
+        number(make, format!("{name}.input_clip_val"), scale);
+        make.add(format!("{name}.sa.weight"), &[width], 0.25, 0.0);
+    };
+    for layer in 0..LAYERS {
+        let at = |name: &str| format!("{prefix}{}{layer}.{name}", family.layer);
+        for (i, name) in [family.query, family.key, family.value].into_iter().enumerate() {
+            signs(&mut make, &at(name), HIDDEN, 0.9 + 0.1 * i as f32);
+        }
+        signs(&mut make, &at(family.attention_output), HIDDEN, 0.7);
+        signs(&mut make, &at(family.up), HIDDEN, 1.2);
+        signs(&mut make, &at(family.down), FFN, 0.6);
+        let query = at(family.query);
+        let prefix = BinaryAttention::prefix(&query);
+        for (name, scale) in BinaryAttention::SCALES.into_iter().zip([0.6, 0.7, 0.8, 0.45]) {
+            number(&mut make, format!("{prefix}{name}"), scale);
+        }
+        for name in Estimators::NAMES {
+            make.linear(&format!("{prefix}{name}"), if name == "v_p" { 1 } else { 2 }, HIDDEN);
+        }
+    }
+    if let (Task::SequenceClassification, Pooling::Pooler) = (task, family.classify) {
+        let name = format!("{prefix}{}", family.pooler.unwrap_or_default());
+        signs(&mut make, &name, HIDDEN, 1.1);
+        make.norm(&format!("{}LayerNorm", BinaryAttention::prefix(&name)), HIDDEN);
+    }
+    parts.tensors.extend(make.tensors);
+    parts
+}
+
 impl Parts {
     /// Loads it, from a folder that is gone afterwards (the mapping keeps the file).
     pub fn open(&self) -> Model {

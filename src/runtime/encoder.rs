@@ -1,6 +1,7 @@
 //! A model made ready to run: weights as f32, borrowed from the mapped file where they can be, or packed as the kernels
 //! for integers take them.
 
+use super::binary::{RunBinary, RunElastic};
 use super::integer::IntegerMatrix;
 use super::kernels::{self, Mat, MatMut, packed::Quantised};
 use crate::Result;
@@ -43,6 +44,7 @@ pub struct Dense<'m> {
     pub out: usize,
     pub input: usize,
     pub activations: Activations,
+    pub elastic: Option<RunElastic<'m>>,
 }
 
 #[derive(Debug, Clone)]
@@ -68,6 +70,7 @@ pub struct RunAttention<'m> {
     pub norm: RunNorm<'m>,
     pub heads: Cow<'m, [usize]>,
     pub head_dim: usize,
+    pub binary: Option<RunBinary<'m>>,
 }
 
 #[derive(Debug, Clone)]
@@ -83,6 +86,7 @@ pub struct RunFeedForward<'m> {
 pub enum RunHead<'m> {
     SequenceClassification {
         dense: Dense<'m>,
+        norm: Option<RunNorm<'m>>,
         activation: Activation,
         out: Dense<'m>,
     },
@@ -101,6 +105,7 @@ pub enum RunHead<'m> {
     },
     Bare {
         pooler: Option<Dense<'m>>,
+        norm: Option<RunNorm<'m>>,
     },
 }
 
@@ -135,12 +140,13 @@ impl<'m> Dense<'m> {
             out: linear.weight.rows(),
             input: linear.weight.cols(),
             activations: linear.activations,
+            elastic: linear.elastic.as_ref().map(RunElastic::new).transpose()?,
         })
     }
 
     /// With the matrix as integer kernels take it, where it is stored so and the layer rounds its inputs.
     pub fn packed(linear: &'m Linear) -> Result<Dense<'m>> {
-        let Some(matrix) = IntegerMatrix::new(&linear.weight, linear.activations) else {
+        let Some(matrix) = IntegerMatrix::new(linear) else {
             return Dense::new(linear);
         };
         Ok(Dense {
@@ -150,11 +156,14 @@ impl<'m> Dense<'m> {
             out: linear.weight.rows(),
             input: linear.weight.cols(),
             activations: linear.activations,
+            elastic: linear.elastic.as_ref().map(RunElastic::new).transpose()?,
         })
     }
 
-    fn leaves_mut(&mut self) -> impl Iterator<Item = &mut Cow<'m, [f32]>> {
-        std::iter::once(&mut self.weight).chain(&mut self.bias)
+    /// As [`RunLayer::leaves_mut`].
+    pub fn leaves_mut(&mut self) -> impl Iterator<Item = &mut Cow<'m, [f32]>> {
+        let elastic = self.elastic.iter_mut().flat_map(RunElastic::leaves_mut);
+        std::iter::once(&mut self.weight).chain(&mut self.bias).chain(elastic)
     }
 
     /// `[out, in]`
@@ -167,17 +176,31 @@ impl<'m> Dense<'m> {
         self.forward_rows(x, x.len().checked_div(self.input).unwrap_or(0))
     }
 
+    /// What it multiplies, of `x`, `[rows, in]`: signs, or numbers of a few bits, or as they are.
+    pub fn inputs<'x>(&self, x: &'x [f32]) -> Cow<'x, [f32]> {
+        match (&self.elastic, self.activations) {
+            (Some(elastic), _) => Cow::Owned(elastic.signs(x)),
+            (None, Activations::Exact) => Cow::Borrowed(x),
+            (None, rounds) => Cow::Owned(kernels::rounded(x, self.input, rounds)),
+        }
+    }
+
     /// `x·Wᵀ`, without the bias.
     pub fn multiply(&self, x: &Inputs, out: MatMut) {
         if self.input == 0 || self.out == 0 {
             return;
         }
         if let Some(matrix) = &self.integers {
-            return matrix.multiply(x, out);
+            return matrix.multiply(x, self.elastic.as_ref(), out);
         }
-        let values = match self.activations {
-            Activations::Exact => x.x,
-            rounds => x.rounded.get_or_init(|| kernels::rounded(x.x, self.input, rounds)),
+        let signs;
+        let values = match (&self.elastic, self.activations) {
+            (Some(elastic), _) => {
+                signs = elastic.signs(x.x);
+                &signs
+            }
+            (None, Activations::Exact) => x.x,
+            (None, rounds) => x.rounded.get_or_init(|| kernels::rounded(x.x, self.input, rounds)),
         };
         kernels::product(out, Mat::new(values, x.rows, self.input), self.matrix().t(), 1.0);
     }
@@ -231,6 +254,7 @@ impl<'m> RunAttention<'m> {
             norm: RunNorm::new(&attention.norm, eps)?,
             heads: Cow::Borrowed(&attention.heads),
             head_dim: attention.head_dim,
+            binary: attention.binary.as_ref().map(RunBinary::new).transpose()?,
         })
     }
 }
@@ -285,7 +309,9 @@ impl<'m> RunAttention<'m> {
     /// As [`RunLayer::leaves_mut`].
     pub fn leaves_mut(&mut self) -> Vec<&mut Cow<'m, [f32]>> {
         let linears = [&mut self.query, &mut self.key, &mut self.value, &mut self.output];
-        linears.into_iter().flat_map(Dense::leaves_mut).chain(self.norm.leaves_mut()).collect()
+        let binary = self.binary.iter_mut().flat_map(RunBinary::leaves_mut);
+        let linears = linears.into_iter().flat_map(Dense::leaves_mut);
+        linears.chain(self.norm.leaves_mut()).chain(binary).collect()
     }
 }
 
@@ -338,14 +364,14 @@ impl<'m> Encoder<'m> {
             relative_bias: None,
             layers: Vec::new(),
             tokens: None,
-            head: RunHead::Bare { pooler: None },
+            head: RunHead::Bare { pooler: None, norm: None },
         }
     }
 
     /// As `new` with neither layers nor head, for callers that go layer by layer: embeddings, and what
     /// attention needs.
     pub fn shell(model: &'m Model) -> Result<Encoder<'m>> {
-        Encoder::with(model, Vec::new(), RunHead::Bare { pooler: None })
+        Encoder::with(model, Vec::new(), RunHead::Bare { pooler: None, norm: None })
     }
 
     /// As `new`, with every weight owned, the word table included: ready to be trained.
@@ -378,8 +404,9 @@ impl<'m> Encoder<'m> {
             leaves.extend(layer.leaves_mut());
         }
         match &mut self.head {
-            RunHead::SequenceClassification { dense, out, .. } => {
+            RunHead::SequenceClassification { dense, norm, out, .. } => {
                 leaves.extend(dense.leaves_mut());
+                leaves.extend(norm.iter_mut().flat_map(RunNorm::leaves_mut));
                 leaves.extend(out.leaves_mut());
             }
             RunHead::PerToken(out) => leaves.extend(out.leaves_mut()),
@@ -390,8 +417,9 @@ impl<'m> Encoder<'m> {
                 leaves.push(bias);
             }
             RunHead::Embedding { .. } => {}
-            RunHead::Bare { pooler } => {
+            RunHead::Bare { pooler, norm } => {
                 leaves.extend(pooler.iter_mut().flat_map(Dense::leaves_mut));
+                leaves.extend(norm.iter_mut().flat_map(RunNorm::leaves_mut));
             }
         }
         leaves
@@ -421,10 +449,12 @@ impl<'m> Encoder<'m> {
 }
 
 fn run_head<'m>(model: &'m Model, ready: Ready<'m>) -> Result<RunHead<'m>> {
+    let eps = model.config.eps;
     Ok(match &model.head {
-        Head::SequenceClassification { dense, activation, out } => {
+        Head::SequenceClassification { dense, norm, activation, out } => {
             RunHead::SequenceClassification {
                 dense: ready(dense)?,
+                norm: norm.as_ref().map(|n| RunNorm::new(n, eps)).transpose()?,
                 activation: *activation,
                 out: ready(out)?,
             }
@@ -435,7 +465,7 @@ fn run_head<'m>(model: &'m Model, ready: Ready<'m>) -> Result<RunHead<'m>> {
         Head::MaskedLm { dense, activation, norm, decoder, bias } => RunHead::MaskedLm {
             dense: ready(dense)?,
             activation: *activation,
-            norm: RunNorm::new(norm, model.config.eps)?,
+            norm: RunNorm::new(norm, eps)?,
             decoder: Some(match decoder {
                 Some(table) => table.to_f32()?,
                 None => model.embeddings.word.to_f32()?,
@@ -445,7 +475,10 @@ fn run_head<'m>(model: &'m Model, ready: Ready<'m>) -> Result<RunHead<'m>> {
         Head::Embedding { pool, normalize } => {
             RunHead::Embedding { pool: *pool, normalize: *normalize }
         }
-        Head::Bare { pooler } => RunHead::Bare { pooler: pooler.as_ref().map(ready).transpose()? },
+        Head::Bare { pooler, norm } => RunHead::Bare {
+            pooler: pooler.as_ref().map(ready).transpose()?,
+            norm: norm.as_ref().map(|n| RunNorm::new(n, eps)).transpose()?,
+        },
     })
 }
 

@@ -1,8 +1,9 @@
 //! From a batch to hidden states to answers.
 
 use super::Batch;
+use super::binary::Operands;
 use super::encoder::{
-    Encoder, Inputs, RunAttention, RunFeedForward, RunHead, RunLayer, add_table_row,
+    Dense, Encoder, Inputs, RunAttention, RunFeedForward, RunHead, RunLayer, RunNorm, add_table_row,
 };
 use super::fast::Ranks;
 use super::kernels::{self, Mat, MatMut};
@@ -294,15 +295,19 @@ impl Encoder<'_> {
         let (heads, dim) = (attention.heads.len(), attention.head_dim);
         let width = heads * dim;
         let qkv = attention.query_key_value(x, tokens);
+        let operands = attention.operands(&qkv, x);
         let mut context = vec![0.0; tokens * width];
         let mut probs = Vec::new();
         for text in 0..batch.texts() {
             let (from, len) = (batch.starts[text], batch.starts[text + 1] - batch.starts[text]);
-            let bias = self.score_bias(&batch.positions[from..from + len]);
+            let bias =
+                self.score_terms(attention, &operands, &batch.positions[from..from + len], from);
             for head in 0..heads {
-                self.probabilities(attention, &qkv, from, len, head, bias.as_deref(), &mut probs);
+                let qkv = &operands.qkv;
+                self.probabilities(attention, qkv, from, len, head, bias.as_deref(), &mut probs);
                 seen(head, text, &mut probs);
-                let value = qkv_part(&qkv, tokens, width, 2, from, len, head * dim, dim);
+                operands.step(&mut probs);
+                let value = qkv_part(qkv, tokens, width, 2, from, len, head * dim, dim);
                 let scale = mask.map_or(1.0, |m| m[head]);
                 let out = MatMut::new(&mut context, tokens, width)
                     .columns(head * dim, dim)
@@ -344,6 +349,26 @@ impl Encoder<'_> {
         }
     }
 
+    /// What is added to the scores of one text, at `positions` and from row `from` of the batch: MPNet's bias and
+    /// what estimators say of it, `[original heads, len, len]`.
+    pub fn score_terms(
+        &self,
+        attention: &RunAttention,
+        operands: &Operands,
+        positions: &[u32],
+        from: usize,
+    ) -> Option<Vec<f32>> {
+        let bias = self.score_bias(positions);
+        let Some(estimates) = &operands.estimates else { return bias };
+        let len = positions.len();
+        let bracket = estimates.bracket(from, len, 1.0 / (attention.head_dim as f32).sqrt());
+        let Some(mut bias) = bias else { return Some(bracket.repeat(self.model.config.heads)) };
+        for head in bias.chunks_exact_mut(len * len) {
+            head.iter_mut().zip(&bracket).for_each(|(b, e)| *b += e);
+        }
+        Some(bias)
+    }
+
     /// MPNet's bias for one text, `[original heads, len, len]`.
     pub fn score_bias(&self, positions: &[u32]) -> Option<Vec<f32>> {
         let table = self.relative_bias.as_ref()?;
@@ -370,8 +395,8 @@ impl Encoder<'_> {
         let per_text = |values, width| Output { values, width, per_token: false, pooled: None };
         let per_token = |values, width| Output { values, width, per_token: true, pooled: None };
         match &self.head {
-            RunHead::SequenceClassification { dense, activation, out } => {
-                let mut pooled = dense.forward(&firsts());
+            RunHead::SequenceClassification { dense, norm, activation, out } => {
+                let mut pooled = pooler(dense, norm.as_ref(), &firsts());
                 kernels::activate(*activation, &mut pooled);
                 per_text(out.forward(&pooled), out.out)
             }
@@ -397,9 +422,9 @@ impl Encoder<'_> {
                 }
                 per_text(pooled, hidden)
             }
-            RunHead::Bare { pooler } => {
-                let pooled = pooler.as_ref().map(|pooler| {
-                    let mut pooled = pooler.forward(&firsts());
+            RunHead::Bare { pooler: dense, norm } => {
+                let pooled = dense.as_ref().map(|dense| {
+                    let mut pooled = pooler(dense, norm.as_ref(), &firsts());
                     kernels::activate(crate::model::Activation::Tanh, &mut pooled);
                     pooled
                 });
@@ -421,6 +446,16 @@ impl Encoder<'_> {
             |span: &[usize]| pool_states(pool, &x[span[0] * hidden..span[1] * hidden], hidden);
         batch.starts.windows(2).flat_map(text).collect()
     }
+}
+
+/// `dense(x)`, with a norm `norm(dense(x)) + x`, `[texts, hidden]`: what the activation of a pooler sees.
+fn pooler(dense: &Dense, norm: Option<&RunNorm>, x: &[f32]) -> Vec<f32> {
+    let mut pooled = dense.forward(x);
+    if let Some(norm) = norm {
+        norm.apply(&mut pooled);
+        pooled.iter_mut().zip(x).for_each(|(p, x)| *p += x);
+    }
+    pooled
 }
 
 /// Scales each row of `x`, `[rows, width]`, to length 1 and returns the lengths they had.

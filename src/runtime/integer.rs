@@ -1,9 +1,10 @@
 //! Packed matrices as the kernels for integers multiply them.
 
+use super::binary::RunElastic;
 use super::encoder::Inputs;
-use super::kernels::packed::{Bits, Packed};
+use super::kernels::packed::{Bits, Packed, binarise};
 use super::kernels::{Mat, MatMut, add_product, product};
-use crate::model::{Activations, Binary, LowRank, Weight};
+use crate::model::{Activations, Binary, Linear, LowRank, Weight};
 
 /// A matrix that is multiplied as it is stored, without being expanded to f32.
 #[derive(Debug)]
@@ -16,13 +17,14 @@ pub struct IntegerMatrix {
 impl IntegerMatrix {
     /// `None` where the matrix is dense, where several scales share a row, or where inputs stay as they are: those are
     /// expanded.
-    pub fn new(weight: &Weight, activations: Activations) -> Option<IntegerMatrix> {
-        let bits = match activations {
-            Activations::Exact => return None,
-            Activations::Int8 => Bits::Eight,
-            Activations::Int4 => Bits::Four,
+    pub fn new(linear: &Linear) -> Option<IntegerMatrix> {
+        let bits = match (&linear.elastic, linear.activations) {
+            (Some(_), _) => Bits::One,
+            (None, Activations::Exact) => return None,
+            (None, Activations::Int8) => Bits::Eight,
+            (None, Activations::Int4) => Bits::Four,
         };
-        match weight {
+        match &linear.weight {
             Weight::Binary(b) if b.group >= b.cols => {
                 Some(IntegerMatrix { bits, planes: planes(b), residual: b.low_rank.clone() })
             }
@@ -31,9 +33,19 @@ impl IntegerMatrix {
     }
 
     /// `x·Wᵀ` of inputs that are rounded here; the residual sees them as they are.
-    pub fn multiply(&self, x: &Inputs, out: MatMut) {
+    ///
+    /// `elastic`: how they become signs, if they do.
+    pub fn multiply(&self, x: &Inputs, elastic: Option<&RunElastic>, out: MatMut) {
         let rows = out.rows;
-        self.planes.multiply(x.codes(self.bits), MatMut { data: &mut *out.data, ..out });
+        let signs;
+        let codes = match elastic {
+            Some(e) => {
+                signs = binarise(x.x, rows, self.planes.cols(), Some(&e.shift), Some(e.alpha()));
+                &signs
+            }
+            None => x.codes(self.bits),
+        };
+        self.planes.multiply(codes, MatMut { data: &mut *out.data, ..out });
         if let Some(low) = &self.residual {
             let mut inner = vec![0.0; rows * low.rank];
             let values = Mat::new(x.x, rows, self.planes.cols());

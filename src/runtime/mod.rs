@@ -4,6 +4,7 @@
 //! all of them. Linear layers see one `[tokens, hidden]` matrix; attention goes text by text.
 
 mod batch;
+mod binary;
 mod encoder;
 pub mod fast;
 mod forward;
@@ -15,6 +16,7 @@ mod tests;
 pub mod tokens;
 
 pub use batch::Batch;
+pub use binary::{Estimates, Operands, RunBinary, RunElastic};
 pub use encoder::{Dense, Encoder, RunAttention, RunFeedForward, RunHead, RunLayer, RunNorm};
 pub use forward::{Everything, NoObserver, Observer, Output, Site};
 pub use forward::{normalize_rows, position_rows, relative_bucket};

@@ -1,5 +1,6 @@
 //! The way back, by hand.
 
+use super::elastic::{BinaryGradient, ElasticGradient, OperandsGradient};
 use super::tape::{
     AttentionTape, DropSite, FeedForwardTape, Plan, Tape, last_left, multiply, places,
 };
@@ -10,7 +11,8 @@ use crate::runtime::kernels::{
 use crate::runtime::masked::{Channels, scale};
 use crate::runtime::tokens::rows;
 use crate::runtime::{
-    Batch, Dense, Encoder, RunAttention, RunFeedForward, RunLayer, RunNorm, relative_bucket,
+    Batch, Dense, Encoder, Operands, RunAttention, RunFeedForward, RunLayer, RunNorm,
+    relative_bucket,
 };
 use rayon::prelude::*;
 
@@ -85,6 +87,8 @@ pub struct Back {
     /// By layer, `[bins]`: of the values of [`super::keep::Keep`], over all texts; 0 where the value is 0. Empty
     /// where the layer keeps all tokens.
     pub bins: Vec<Vec<f32>>,
+    /// By layer.
+    pub binary: Vec<BinaryGradient>,
 }
 
 /// Of a LayerNorm's scale and shift; empty where there is none.
@@ -193,6 +197,7 @@ fn group(
         ffn: vec![0.0; depth],
         hidden: vec![0.0; hidden],
         bins: vec![Vec::new(); depth],
+        binary: vec![BinaryGradient::default(); depth],
     };
     let channels = Channels::of(plan.masks);
     let channels = channels.as_ref();
@@ -211,9 +216,16 @@ fn group(
             grad = entered;
         }
         if let (Some(ffn), Some(kept)) = (&layer.ffn, &mut kept.ffn) {
-            (back.norms[l][1], back.units[l]) =
-                feed_forward(ffn, kept, &mut grad, &way, (&mut back.ffn[l], &mut back.hidden));
+            (back.norms[l][1], back.units[l]) = feed_forward(
+                ffn,
+                kept,
+                &mut grad,
+                &way,
+                (&mut back.ffn[l], &mut back.hidden),
+                &mut back.binary[l],
+            );
         }
+        let x = &kept.x;
         if let (Some(attention), Some(kept)) = (&layer.attention, &mut kept.attention) {
             let width = attention.heads.len() * attention.head_dim;
             let injected = Injected {
@@ -222,8 +234,18 @@ fn group(
             };
             let bias = &mut back.relative_bias;
             let masks = (&mut back.attention[l], &mut back.hidden);
-            (back.norms[l][0], back.heads[l]) =
-                attend(encoder, attention, kept, &mut grad, injected, bias, &way, masks);
+            let binary = &mut back.binary[l];
+            (back.norms[l][0], back.heads[l]) = attend(
+                encoder,
+                attention,
+                (x, kept),
+                &mut grad,
+                injected,
+                bias,
+                &way,
+                masks,
+                binary,
+            );
         }
         if let Some(more) = &signal.hidden[l] {
             let from = first_rows[l] * hidden;
@@ -305,6 +327,7 @@ fn feed_forward(
     grad: &mut [f32],
     way: &Way,
     masks: BlockMasks,
+    binary: &mut BinaryGradient,
 ) -> (NormGradient, Vec<f32>) {
     let norm = NormGradient::through(&ffn.norm, way.channels, &kept.sum, grad, masks.1);
     let out = &mut kept.sum;
@@ -315,6 +338,7 @@ fn feed_forward(
         through_masks(out, unscaled, plan.ffn[way.layer], way, masks);
     }
     let mut inner = input_gradient(&ffn.down, out);
+    binary.inputs[5] = ElasticGradient::through(&ffn.down, &kept.units, &mut inner);
     let mut mask = Vec::new();
     if way.plan.mask_gradients {
         let units = kept.unmasked.as_ref().unwrap_or(&kept.units);
@@ -327,7 +351,7 @@ fn feed_forward(
     if ffn.up.out > 0 {
         let tokens = way.batch.tokens();
         let part = Mat::new(&inner, tokens, ffn.up.out);
-        add_product(MatMut::new(grad, tokens, hidden), part, ffn.up.matrix(), 1.0);
+        binary.inputs[4] = add_input_gradient(&ffn.up, part, &kept.x, grad);
     }
     kept.inner = inner;
     (norm, mask)
@@ -337,12 +361,13 @@ fn feed_forward(
 fn attend(
     encoder: &Encoder,
     attention: &RunAttention,
-    kept: &mut AttentionTape,
+    (x, kept): (&[f32], &mut AttentionTape),
     grad: &mut [f32],
     injected: Injected,
     relative_bias: &mut [f32],
     way: &Way,
     masks: BlockMasks,
+    binary: &mut BinaryGradient,
 ) -> (NormGradient, Vec<f32>) {
     let norm = NormGradient::through(&attention.norm, way.channels, &kept.sum, grad, masks.1);
     let out = &mut kept.sum;
@@ -353,6 +378,7 @@ fn attend(
         through_masks(out, unscaled, plan.attention[way.layer], way, masks);
     }
     let mut context = input_gradient(&attention.output, out);
+    binary.inputs[3] = ElasticGradient::through(&attention.output, &kept.context, &mut context);
     let width = attention.heads.len() * attention.head_dim;
     let mut mask = Vec::new();
     if way.plan.mask_gradients {
@@ -363,7 +389,9 @@ fn attend(
         multiply(&mut context, &masks.heads[way.layer], attention.head_dim);
     }
     let upstream = (&context[..], injected.importance.as_deref());
-    let mut qkv = scores(encoder, attention, &kept.qkv, upstream, relative_bias, way);
+    let operands = attention.operands(&kept.qkv, x);
+    let (mut qkv, back) = scores(encoder, attention, &operands, upstream, relative_bias, way);
+    back.finish(attention, (&kept.qkv, &mut qkv), (x, &mut *grad), binary);
     if let Some(injected) = injected.qkv {
         qkv.iter_mut().zip(injected).for_each(|(g, i)| *g += i);
     }
@@ -371,10 +399,24 @@ fn attend(
     let linears = [&attention.query, &attention.key, &attention.value];
     for (i, linear) in linears.into_iter().enumerate().filter(|_| width > 0) {
         let part = Mat::new(&qkv, tokens, 3 * width).columns(i * width, width);
-        add_product(MatMut::new(grad, tokens, linear.input), part, linear.matrix(), 1.0);
+        binary.inputs[i] = add_input_gradient(linear, part, x, grad);
     }
     kept.qkv = qkv;
     (norm, mask)
+}
+
+/// Adds `out·W`, with respect to what `linear` makes of its input `x`, to that of the input, `grad`.
+fn add_input_gradient(linear: &Dense, out: Mat, x: &[f32], grad: &mut [f32]) -> ElasticGradient {
+    let shape = (out.rows, linear.input);
+    if linear.elastic.is_none() {
+        add_product(MatMut::new(grad, shape.0, shape.1), out, linear.matrix(), 1.0);
+        return ElasticGradient::default();
+    }
+    let mut input = vec![0.0; grad.len()];
+    product(MatMut::new(&mut input, shape.0, shape.1), out, linear.matrix(), 1.0);
+    let found = ElasticGradient::through(linear, x, &mut input);
+    grad.iter_mut().zip(input).for_each(|(g, i)| *g += i);
+    found
 }
 
 /// `grad·W`: with respect to a linear layer's input.
@@ -406,27 +448,31 @@ fn masked(batch: &Batch, grad: &[f32], value: &[f32], width: usize, dim: usize) 
 }
 
 /// Back through scores, softmax and weighted sum: gradients with respect to the context and to the importance
-/// of tokens, `[tokens]`, become the one with respect to query, key and value, `[tokens, 3 · heads · head_dim]`.
+/// of tokens, `[tokens]`, become the one with respect to the operands, `[tokens, 3 · heads · head_dim]`, and what
+/// else made these.
 fn scores(
     encoder: &Encoder,
     attention: &RunAttention,
-    qkv: &[f32],
+    operands: &Operands,
     (grad, importance): (&[f32], Option<&[f32]>),
     relative_bias: &mut [f32],
     way: &Way,
-) -> Vec<f32> {
+) -> (Vec<f32>, OperandsGradient) {
     let batch = way.batch;
+    let qkv = &operands.qkv[..];
+    let mut back = OperandsGradient::new(operands);
     let (tokens, dim) = (batch.tokens(), attention.head_dim);
     let width = attention.heads.len() * dim;
     let scale = 1.0 / (dim as f32).sqrt();
     let mut out = vec![0.0; qkv.len()];
-    let (mut probs, mut dropped) = (Vec::new(), Vec::new());
+    let (mut probs, mut dropped, mut steps) = (Vec::new(), Vec::new(), Vec::new());
     let counts = |head: usize| way.plan.counts(way.layer, head);
     let counted = (0..attention.heads.len()).filter(|&head| counts(head)).count();
     for text in 0..batch.texts() {
         let (from, len) = (batch.starts[text], batch.starts[text + 1] - batch.starts[text]);
         let positions = &batch.positions[from..from + len];
-        let bias = encoder.score_bias(positions);
+        let bias = encoder.score_terms(attention, operands, positions, from);
+        let mut of_terms = vec![0.0; operands.estimates.as_ref().map_or(0, |_| len * len)];
         let mut inner = vec![0.0; len * len];
         for head in 0..attention.heads.len() {
             let column = head * dim;
@@ -446,8 +492,11 @@ fn scores(
             encoder.probabilities(attention, qkv, from, len, head, bias.as_deref(), &mut probs);
             dropped.clone_from(&probs);
             drop(&mut dropped);
-            write(2, Mat::new(&dropped, len, len).t(), upstream, 1.0);
+            steps.clone_from(&dropped);
+            operands.step(&mut steps);
+            write(2, Mat::new(&steps, len, len).t(), upstream, 1.0);
             product(MatMut::new(&mut inner, len, len), upstream, part(2).t(), 1.0);
+            back.step(operands, &dropped, &mut inner);
             drop(&mut inner);
             if let Some(importance) = importance.filter(|_| counts(head)) {
                 // Each is a mean over heads and queries, before dropout.
@@ -464,11 +513,15 @@ fn scores(
             if !relative_bias.is_empty() {
                 add_by_distance(relative_bias, &inner, positions, attention.heads[head]);
             }
+            of_terms.iter_mut().zip(&inner).for_each(|(sum, g)| *sum += g);
             write(0, Mat::new(&inner, len, len), part(1), scale);
             write(1, Mat::new(&inner, len, len).t(), part(0), scale);
         }
+        if let Some(estimates) = &operands.estimates {
+            back.bracket(estimates, &of_terms, from, len, scale);
+        }
     }
-    out
+    (out, back)
 }
 
 /// Adds gradients of scores, `[len, len]`, to those of MPNet's table, `[32, heads]`.

@@ -37,7 +37,8 @@ impl Compact {
             let few =
                 |left: &[usize], all: &[f32]| (left.len() as f64) < WORTH_IT * all.len() as f64;
             let worth = few(&heads, &masks.heads[l]) || few(&units, &masks.units[l]);
-            if !own[l] || !worth {
+            // Layers of signs are not pruned: no shape but the whole one is made of them.
+            if !own[l] || !worth || layers[l].attention.iter().any(|a| a.binary.is_some()) {
                 return None;
             }
             let attention = layers[l].attention.as_ref().filter(|_| masks.attention[l] != 0.0);
@@ -53,6 +54,7 @@ impl Compact {
                         norm: owned(&a.norm),
                         heads: heads.iter().map(|&h| a.heads[h]).collect(),
                         head_dim: a.head_dim,
+                        binary: None,
                     }
                 }),
                 ffn: ffn.map(|f| RunFeedForward {
@@ -174,6 +176,7 @@ fn rows(linear: &Dense, keep: &[usize]) -> Dense<'static> {
         out: keep.len(),
         input: width,
         activations,
+        elastic: None,
     }
 }
 
@@ -184,7 +187,15 @@ fn columns(linear: &Dense, keep: &[usize]) -> Dense<'static> {
     }
     let bias = linear.bias.as_ref().map(|b| Cow::Owned(b.to_vec()));
     let (out, activations) = (linear.out, linear.activations);
-    Dense { weight: Cow::Owned(weight), integers: None, bias, out, input: keep.len(), activations }
+    Dense {
+        weight: Cow::Owned(weight),
+        integers: None,
+        bias,
+        out,
+        input: keep.len(),
+        activations,
+        elastic: None,
+    }
 }
 
 fn add(to: &mut Cow<[f32]>, from: &[f32]) {

@@ -102,7 +102,8 @@ fn loss_gradient(encoder: &Encoder, batch: &Batch, x: &[f32], loss: Loss, seed: 
         .collect();
     let mut grad = vec![0.0; x.len()];
     match &encoder.head {
-        RunHead::SequenceClassification { dense, activation, out } => {
+        // A pooler with a LayerNorm has packed layers before it, which nobody ranks to cut.
+        RunHead::SequenceClassification { dense, activation, out, .. } => {
             let firsts: Vec<f32> = batch.starts[..batch.texts()]
                 .iter()
                 .flat_map(|&t| &x[t * hidden..(t + 1) * hidden])

@@ -1,5 +1,6 @@
 //! Forms of a matrix, as what is trained: from parameters to the matrix, and its gradient to theirs.
 
+use super::centred::Centred;
 use crate::model::binary::{Levels, level};
 use crate::model::{Binary, LowRank};
 use crate::runtime::kernels::{Mat, MatMut, add_product, product};
@@ -11,7 +12,10 @@ use std::borrow::Cow;
 pub enum Form {
     /// The matrix itself, or a vector.
     Dense,
+    /// One number that scales inputs.
+    Scale,
     Signs(Signs),
+    Centred(Centred),
     Factors(Factors),
     Codebook(Codebook),
 }
@@ -75,6 +79,8 @@ impl Form {
     pub fn parameters<'a>(&'a mut self, leaf: &'a mut Vec<f32>) -> Vec<(Kind, &'a mut Vec<f32>)> {
         match self {
             Form::Dense => vec![(Kind::Weight, leaf)],
+            Form::Scale => vec![(Kind::Scale, leaf)],
+            Form::Centred(centred) => vec![(Kind::Latent, &mut centred.latent)],
             Form::Signs(signs) => {
                 let mut all =
                     vec![(Kind::Latent, &mut signs.latent), (Kind::Scale, &mut signs.scales)];
@@ -91,7 +97,7 @@ impl Form {
     /// The gradients of the parameters, from `grad`, the one of the matrix.
     pub fn gradients<'a>(&self, grad: &'a [f32]) -> Vec<Cow<'a, [f32]>> {
         match self {
-            Form::Dense => vec![Cow::Borrowed(grad)],
+            Form::Dense | Form::Scale | Form::Centred(_) => vec![Cow::Borrowed(grad)],
             Form::Signs(signs) => {
                 let mut all = vec![Cow::Borrowed(grad), Cow::Owned(signs.scale_gradient(grad))];
                 if let Some(r) = &signs.residual {
@@ -107,7 +113,8 @@ impl Form {
     /// Writes the matrix that the parameters make; a dense one is its own parameter.
     pub fn write(&self, leaf: &mut [f32]) {
         match self {
-            Form::Dense => {}
+            Form::Dense | Form::Scale => {}
+            Form::Centred(centred) => centred.write(leaf),
             Form::Signs(signs) => signs.write(leaf),
             Form::Factors(f) => {
                 leaf.fill(0.0);

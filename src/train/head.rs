@@ -1,6 +1,7 @@
 //! Heads, forwards with what the way back needs, and back.
 
 use super::backward::{NormGradient, input_gradient};
+use super::elastic::ElasticGradient;
 use super::tape::{DropSite, Dropout};
 use crate::model::slice::Masks;
 use crate::model::{PoolMode, Task};
@@ -8,7 +9,7 @@ use crate::runtime::kernels::{
     Mat, MatMut, activate, activation_gradient, add_bias, add_columns, add_product, product,
 };
 use crate::runtime::masked::{Channels, apply_norm};
-use crate::runtime::{Batch, Dense, Encoder, RunHead};
+use crate::runtime::{Batch, Dense, Encoder, RunHead, RunNorm};
 use rayon::prelude::*;
 
 /// What a head said, and what it saw on the way.
@@ -23,7 +24,7 @@ pub struct HeadTape {
     states: Vec<f32>,
     /// `[rows, hidden]`: before the activation.
     inner: Vec<f32>,
-    /// `[rows, hidden]`: what the LayerNorm of a masked-LM head sees.
+    /// `[rows, hidden]`: what the LayerNorm of the head sees, where it has one.
     activated: Vec<f32>,
     /// `[rows, hidden]`: what the last matrix multiplies.
     features: Vec<f32>,
@@ -77,8 +78,13 @@ pub fn forward(
     tape.states =
         tape.picked.iter().flat_map(|&t| &last[t * hidden..(t + 1) * hidden]).copied().collect();
     match &encoder.head {
-        RunHead::SequenceClassification { dense, activation, out } => {
+        RunHead::SequenceClassification { dense, norm, activation, out } => {
             tape.inner = dense.forward(&tape.states);
+            if let Some(norm) = norm {
+                tape.activated = tape.inner.clone();
+                norm.apply(&mut tape.inner);
+                tape.inner.iter_mut().zip(&tape.states).for_each(|(y, x)| *y += x);
+            }
             tape.features = tape.inner.clone();
             activate(*activation, &mut tape.features);
             dropout.rows(&mut tape.features, (0, DropSite::Head), 0, dense.out);
@@ -135,15 +141,29 @@ pub fn backward(
     let mut back = vec![0.0; last.len()];
     let head = grads.as_deref_mut().map(|g| &mut g.head);
     match &encoder.head {
-        RunHead::SequenceClassification { dense, activation, out } => {
+        RunHead::SequenceClassification { dense, norm, activation, out } => {
             let mut inner = input_gradient(out, grad);
             tape.dropout.rows(&mut inner, (0, DropSite::Head), 0, dense.out);
             activation_gradient(*activation, &tape.inner, &mut inner);
-            if let Some(RunHead::SequenceClassification { dense, out, .. }) = head {
+            // Past dense layer and LayerNorm.
+            let skip = norm.as_ref().map(|_| inner.clone());
+            let norms = norm.as_ref().map(|norm| {
+                NormGradient::through(norm, None, &tape.activated, &mut inner, &mut of_mask)
+            });
+            let mut states = input_gradient(dense, &inner);
+            let elastic = ElasticGradient::through(dense, &tape.states, &mut states);
+            if let Some(RunHead::SequenceClassification { dense: sum, norm, out, .. }) = head {
                 add_linear(out, grad, &tape.features);
-                add_linear(dense, &inner, &tape.states);
+                add_linear(sum, &inner, &dense.inputs(&tape.states));
+                ElasticGradient::add(sum, std::iter::once(&elastic));
+                if let (Some(norm), Some(norms)) = (norm, norms) {
+                    norm_gradient(norm, norms);
+                }
             }
-            scatter(&mut back, &input_gradient(dense, &inner), &tape.picked, hidden);
+            if let Some(skip) = skip {
+                states.iter_mut().zip(skip).for_each(|(s, g)| *s += g);
+            }
+            scatter(&mut back, &states, &tape.picked, hidden);
         }
         RunHead::PerToken(out) => {
             back = input_gradient(out, grad);
@@ -172,10 +192,7 @@ pub fn backward(
                     unreachable!("gradients have the head of their model");
                 };
                 add_linear(dense, &inner, &tape.states);
-                let both = [(&mut norm.weight, norms.weight), (&mut norm.bias, norms.bias)];
-                for (sum, part) in both {
-                    sum.to_mut().iter_mut().zip(part).for_each(|(s, p)| *s += p);
-                }
+                norm_gradient(norm, norms);
                 if !bias.is_empty() {
                     add_columns(grad, bias.to_mut());
                 }
@@ -201,6 +218,13 @@ pub fn backward(
         RunHead::Bare { .. } => back.copy_from_slice(grad),
     }
     HeadBack { last: back, hidden: of_mask }
+}
+
+/// Adds the gradients of a LayerNorm.
+fn norm_gradient(sum: &mut RunNorm, part: NormGradient) {
+    for (sum, part) in [(&mut sum.weight, part.weight), (&mut sum.bias, part.bias)] {
+        sum.to_mut().iter_mut().zip(part).for_each(|(s, p)| *s += p);
+    }
 }
 
 /// Adds the gradients of one linear layer; buffers that are empty are not wanted.

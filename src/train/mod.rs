@@ -1,8 +1,10 @@
 //! Training: the way back through the encoder, losses, and the loop that passes share.
 
 pub mod backward;
+pub mod centred;
 pub mod compact;
 pub mod distillation;
+pub mod elastic;
 pub mod fisher;
 pub mod fit;
 pub mod forms;

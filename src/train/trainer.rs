@@ -1,5 +1,6 @@
 //! A model in training: its weights, their gradients, and the optimizer's memory.
 
+use super::centred::Centred;
 use super::compact::Compact;
 use super::forms::{Form, Kind, Signs};
 use super::objective::{Moment, Objective, Rate, Seen};
@@ -7,12 +8,12 @@ use super::optimizer::{Adam, Step, sum_of_squares};
 use super::tape::{self, Dropout, Plan};
 use super::{backward, head, weights};
 use crate::checkpoint::Tensor;
-use crate::model::{Head, Model, Part, Place, Weight};
+use crate::model::{Head, Linear, Model, Part, Place, Weight};
 use crate::runtime::{Batch, Encoder, RunHead};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Rate of scales of sign planes, relative to that of weights (BiPFT notes, §5.11).
 const SCALE_RATE: f32 = 0.1;
@@ -56,12 +57,18 @@ impl<'m> Trainer<'m> {
         let mut encoder = Encoder::trainable(model)?;
         let mut named = model.clone();
         let mut slots = Vec::new();
+        let centred = centred(model);
         for (part, place) in named.places_mut() {
             let (name, decays, form) = match place {
                 Place::Matrix(weight) => {
                     let form = match &*weight {
                         Weight::Dense(_) => Form::Dense,
-                        Weight::Binary(binary) if wanted(part) => Form::Signs(Signs::of(binary)),
+                        Weight::Binary(binary) if wanted(part) => {
+                            match centred.contains(binary.name.as_str()) {
+                                true => Form::Centred(Centred::of(binary)),
+                                false => Form::Signs(Signs::of(binary)),
+                            }
+                        }
                         Weight::Binary(_) => Form::Dense,
                     };
                     (format!("{}.weight", weight.name()), true, form)
@@ -70,6 +77,7 @@ impl<'m> Trainer<'m> {
                     let table = tensor.shape.len() == 2;
                     (tensor.name.clone(), table, Form::Dense)
                 }
+                Place::Scale(tensor) => (tensor.name.clone(), false, Form::Scale),
             };
             // The pooler of a bare encoder has no part in what it is judged by.
             let idle = part == Part::Head && matches!(encoder.head, RunHead::Bare { .. });
@@ -340,10 +348,18 @@ impl<'m> Trainer<'m> {
         let value = |(leaf, slot): (&mut Cow<[f32]>, Slot)| match (slot.trained, slot.form) {
             (false, _) => None,
             (true, Form::Signs(signs)) => Some(Value::Signs(signs)),
+            (true, Form::Centred(centred)) => Some(Value::Centred(centred)),
             (true, _) => Some(Value::Dense(std::mem::take(leaf.to_mut()))),
         };
         Trained { values: leaves.zip(slots).map(value).collect() }
     }
+}
+
+/// Names of the matrices of signs around their mean: those of layers whose inputs are signs too.
+fn centred(model: &Model) -> HashSet<&str> {
+    let layers = model.layers.iter().flat_map(|layer| layer.linears()).map(|(_, linear)| linear);
+    let linears: Vec<&Linear> = layers.chain(model.head.linears()).collect();
+    linears.into_iter().filter(|l| l.elastic.is_some()).map(|l| l.weight.name()).collect()
 }
 
 /// One trained parameter.
@@ -364,6 +380,7 @@ pub struct Trained {
 enum Value {
     Dense(Vec<f32>),
     Signs(Signs),
+    Centred(Centred),
 }
 
 impl Trained {
@@ -392,16 +409,23 @@ impl Trained {
                 (Place::Matrix(weight), Value::Signs(signs)) => {
                     *weight = Weight::Binary(signs.pack(weight.name().to_string()));
                 }
+                (Place::Matrix(weight), Value::Centred(centred)) => {
+                    *weight = Weight::Binary(centred.pack(weight.name().to_string()));
+                }
                 (Place::Matrix(weight), Value::Dense(values)) => {
                     *weight = Weight::Dense(store(weight.dense()?, &values));
                 }
-                (Place::Tensor(tensor), Value::Dense(values)) => *tensor = store(tensor, &values),
+                (Place::Tensor(tensor) | Place::Scale(tensor), Value::Dense(values)) => {
+                    *tensor = store(tensor, &values);
+                }
                 (Place::FirstRow(tensor), Value::Dense(values)) => {
                     let mut all = tensor.to_f32()?.into_owned();
                     all[..values.len()].copy_from_slice(&values);
                     *tensor = store(tensor, &all);
                 }
-                (_, Value::Signs(_)) => unreachable!("only matrices have sign planes"),
+                (_, Value::Signs(_) | Value::Centred(_)) => {
+                    unreachable!("only matrices have sign planes")
+                }
             }
         }
         Ok(())

@@ -1,9 +1,10 @@
 //! Gradients of the weights, from tapes that the way back has been gone over.
 
 use super::backward::{Back, NormGradient};
+use super::elastic::{BinaryGradient, ElasticGradient, ScaleGradient};
 use super::tape::Tape;
 use crate::runtime::kernels::{Mat, MatMut, add_columns, add_product};
-use crate::runtime::{Dense, Encoder, RunNorm, position_rows};
+use crate::runtime::{Dense, Encoder, RunBinary, RunElastic, RunNorm, position_rows};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -19,6 +20,8 @@ struct Task<'a> {
     /// The whole bias gradient, with the first block.
     bias: Option<&'a mut [f32]>,
     site: Site,
+    /// What makes signs of the layer's inputs.
+    elastic: Option<&'a RunElastic<'a>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -98,9 +101,11 @@ pub fn token_powers(tapes: &[Tape], layer: usize) -> [Vec<f32>; 4] {
 impl Task<'_> {
     /// `+= outputᵀ · input`, tape after tape: the order of the sum does not depend on threads.
     fn run(self, tapes: &[Tape]) {
-        let Task { weight, first, bias, site } = self;
+        let Task { weight, first, bias, site, elastic } = self;
         for tape in tapes {
             let (output, input) = site.factors(tape);
+            let signs = elastic.map(|elastic| elastic.signs(input.data));
+            let input = signs.as_ref().map_or(input, |x| Mat::new(x, input.rows, input.cols));
             if let Some(rows) = weight.len().checked_div(input.cols) {
                 let out = MatMut::new(weight, rows, input.cols);
                 add_product(out, output.columns(first, rows).t(), input, 1.0);
@@ -121,16 +126,23 @@ impl Task<'_> {
 }
 
 /// The tasks of one linear layer; none where its gradient is not wanted (its buffers are empty).
-fn tasks<'a>(grad: &'a mut Dense, site: Site, all: &mut Vec<Task<'a>>) {
+fn tasks<'a>(grad: &'a mut Dense, of: &'a Dense<'a>, site: Site, all: &mut Vec<Task<'a>>) {
+    let elastic = of.elastic.as_ref();
     let input = grad.input;
     let mut bias = grad.bias.as_mut().map(|b| &mut b.to_mut()[..]).filter(|b| !b.is_empty());
     let weight = grad.weight.to_mut();
     if weight.is_empty() {
-        all.extend(bias.map(|bias| Task { weight: &mut [], first: 0, bias: Some(bias), site }));
+        all.extend(bias.map(|bias| Task {
+            weight: &mut [],
+            first: 0,
+            bias: Some(bias),
+            site,
+            elastic,
+        }));
         return;
     }
     for (i, weight) in weight.chunks_mut(BLOCK_ROWS * input).enumerate() {
-        all.push(Task { weight, first: i * BLOCK_ROWS, bias: bias.take(), site });
+        all.push(Task { weight, first: i * BLOCK_ROWS, bias: bias.take(), site, elastic });
     }
 }
 
@@ -145,21 +157,33 @@ pub fn add(encoder: &Encoder, grads: &mut Encoder, tapes: &[Tape], backs: &[Back
     };
     for (l, layer) in grads.layers.iter_mut().enumerate().filter(|(l, _)| own[*l]) {
         let (attended, fed) = ran(l).unwrap_or_default();
-        if let Some(a) = layer.attention.as_mut().filter(|_| attended) {
-            for (i, linear) in [&mut a.query, &mut a.key, &mut a.value].into_iter().enumerate() {
-                tasks(linear, Site::Qkv(l, i), &mut all);
+        let of = &encoder.layers[l];
+        let inputs = |i: usize| backs.iter().map(move |b| &b.binary[l].inputs[i]);
+        if let (Some(a), Some(of)) = (layer.attention.as_mut().filter(|_| attended), &of.attention)
+        {
+            let of_qkv = [&of.query, &of.key, &of.value];
+            let linears = [&mut a.query, &mut a.key, &mut a.value];
+            for (i, (linear, of)) in linears.into_iter().zip(of_qkv).enumerate() {
+                ElasticGradient::add(linear, inputs(i));
+                tasks(linear, of, Site::Qkv(l, i), &mut all);
             }
-            tasks(&mut a.output, Site::AttentionOutput(l), &mut all);
+            ElasticGradient::add(&mut a.output, inputs(3));
+            tasks(&mut a.output, &of.output, Site::AttentionOutput(l), &mut all);
+            if let Some(binary) = &mut a.binary {
+                operands(binary, backs.iter().map(|b| &b.binary[l]));
+            }
             norms(&mut a.norm, backs.iter().map(|b| &b.norms[l][0]));
         }
-        if let Some(f) = layer.ffn.as_mut().filter(|_| fed) {
-            tasks(&mut f.up, Site::Up(l), &mut all);
-            tasks(&mut f.down, Site::Down(l), &mut all);
+        if let (Some(f), Some(of)) = (layer.ffn.as_mut().filter(|_| fed), &of.ffn) {
+            ElasticGradient::add(&mut f.up, inputs(4));
+            tasks(&mut f.up, &of.up, Site::Up(l), &mut all);
+            ElasticGradient::add(&mut f.down, inputs(5));
+            tasks(&mut f.down, &of.down, Site::Down(l), &mut all);
             norms(&mut f.norm, backs.iter().map(|b| &b.norms[l][1]));
         }
     }
-    if let Some(project) = &mut grads.project {
-        tasks(project, Site::Project, &mut all);
+    if let (Some(project), Some(of)) = (&mut grads.project, &encoder.project) {
+        tasks(project, of, Site::Project, &mut all);
     }
     all.into_par_iter().for_each(|task| task.run(tapes));
     norms(&mut grads.norm, backs.iter().map(|b| &b.embedding_norm));
@@ -170,6 +194,19 @@ pub fn add(encoder: &Encoder, grads: &mut Encoder, tapes: &[Tape], backs: &[Back
     }
     for (tape, back) in tapes.iter().zip(backs) {
         tables(encoder, grads, tape, &back.embedding_sum);
+    }
+}
+
+/// Scales and estimators of one attention block.
+fn operands<'b>(grad: &mut RunBinary, parts: impl Iterator<Item = &'b BinaryGradient> + Clone) {
+    for (which, scale) in grad.scales.iter_mut().enumerate().filter(|(_, s)| !s.is_empty()) {
+        scale.to_mut()[0] += ScaleGradient::whole(parts.clone().map(|part| part.scales[which]));
+    }
+    for part in parts {
+        for (linear, [weight, bias]) in grad.estimators.iter_mut().flatten().zip(&part.estimators) {
+            sum(linear.weight.to_mut(), weight);
+            linear.bias.iter_mut().for_each(|b| sum(b.to_mut(), bias));
+        }
     }
 }
 

@@ -105,6 +105,9 @@ impl Encoder<'_> {
         let tokens = batch.tokens();
         let width = attention.heads.len() * attention.head_dim;
         let hidden = attention.output.out;
+        if attention.binary.is_some() {
+            return self.attend_by_signs(layer, attention, states, leaves);
+        }
         let query = |x: &[f32], rows: usize| attention.query.forward_rows(x, rows);
         let kv = key_value(&attention.key, &attention.value, x, tokens);
         let firsts = batch.firsts();
@@ -177,6 +180,38 @@ impl Encoder<'_> {
                 (kept, context)
             }
         };
+        let mut left = states.select(&kept);
+        left.x = attention.finish(&context, &left.x);
+        left
+    }
+
+    /// As [`Encoder::attend_and_leave`], of signs: what those that leave are spared is their output projection.
+    fn attend_by_signs<'b>(
+        &self,
+        layer: usize,
+        attention: &RunAttention,
+        states: States<'b>,
+        leaves: Leaves,
+    ) -> States<'b> {
+        let States { x, batch } = &states;
+        let heads = attention.heads.len();
+        let schedule = match leaves {
+            Leaves::Ranked(schedule) => Some(schedule),
+            Leaves::All | Leaves::Firsts => None,
+        };
+        let mut importance = schedule.map(|s| Importance::new(s.score, batch.tokens()));
+        let mut seen = |_: usize, text: usize, probs: &mut [f32]| {
+            let (from, to) = (batch.starts[text], batch.starts[text + 1]);
+            if let Some(importance) = &mut importance {
+                importance.add(from, to - from, heads, probs);
+            }
+        };
+        let context = self.attention_context(attention, x, batch, None, &mut seen).context;
+        let kept = match (schedule, &importance) {
+            (Some(schedule), Some(importance)) => importance.kept(schedule, layer, batch),
+            _ => batch.firsts().to_vec(),
+        };
+        let context = rows(&context, heads * attention.head_dim, &kept);
         let mut left = states.select(&kept);
         left.x = attention.finish(&context, &left.x);
         left

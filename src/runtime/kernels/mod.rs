@@ -6,6 +6,7 @@
 
 mod activation;
 mod dropout;
+mod elastic;
 mod matmul;
 mod norm;
 pub mod packed;
@@ -15,6 +16,7 @@ mod rounding;
 
 pub use activation::{activate, activation_gradient, softmax, softmax_backward};
 pub use dropout::dropout;
+pub use elastic::{signs, signs_gradient, steps, steps_gradient};
 #[cfg(test)]
 pub use matmul::MACS;
 pub use matmul::{Mat, MatMut, add_product, product};

@@ -1,5 +1,6 @@
 //! Gradients against differences, and sums that do not depend on threads.
 
+mod elastic;
 mod fit;
 mod masks;
 mod pytorch;
@@ -271,7 +272,9 @@ fn gradients_of_every_weight_are_its_differences() {
             let mut named = model.clone();
             let name = |(_, place): (Part, Place)| match place {
                 Place::Matrix(weight) => weight.name().to_string(),
-                Place::Tensor(tensor) | Place::FirstRow(tensor) => tensor.name.clone(),
+                Place::Tensor(tensor) | Place::Scale(tensor) | Place::FirstRow(tensor) => {
+                    tensor.name.clone()
+                }
             };
             named.places_mut().into_iter().map(name).collect()
         };

@@ -12,19 +12,19 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/gradients")
 }
 
-struct Stored(Checkpoint);
+pub(super) struct Stored(pub Checkpoint);
 
 impl Stored {
     fn open() -> Stored {
         Stored(Checkpoint::open(&folder().join("gradients.safetensors")).expect("the fixture"))
     }
 
-    fn floats(&self, name: &str) -> Vec<f32> {
+    pub fn floats(&self, name: &str) -> Vec<f32> {
         let tensor = self.0.get(name).unwrap_or_else(|| panic!("`{name}` in the fixture"));
         tensor.to_f32().expect("floats").into_owned()
     }
 
-    fn integers(&self, name: &str) -> Vec<usize> {
+    pub fn integers(&self, name: &str) -> Vec<usize> {
         let values = self.0.get(name).expect("in the fixture").to_i64().expect("integers");
         values.iter().map(|&v| v as usize).collect()
     }
@@ -92,7 +92,7 @@ fn model() -> Model {
 }
 
 /// Relative to the largest value of the tensor.
-fn off(found: &[f32], expected: &[f32]) -> f64 {
+pub(super) fn off(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(0.0f32, |m, x| m.max(x.abs())) as f64;
     let pairs = found.iter().zip(expected);
