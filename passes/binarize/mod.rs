@@ -1,5 +1,6 @@
 #![doc = include_str!("README.md")]
 
+mod elastic;
 mod fit;
 mod residual;
 #[cfg(test)]
@@ -46,11 +47,25 @@ pub struct Binarize {
     pub embeddings: usize,
     /// Sign planes of the head's linear layers, 0 to 4; 0 leaves them as they are.
     pub head: usize,
+    /// Bits of what layers multiply: 32 leaves it as it is, 1 makes it BiPFT's signs, to be trained.
+    pub activations: usize,
+    /// Rank of the estimators of attention's residuals, where activations are signs; 0 for none.
+    pub estimators: usize,
 }
 
 impl Default for Binarize {
     fn default() -> Self {
-        Binarize { planes: 3, rank: 0, group: 0, rounds: 3, damp: 0.05, embeddings: 0, head: 0 }
+        Binarize {
+            planes: 3,
+            rank: 0,
+            group: 0,
+            rounds: 3,
+            damp: 0.05,
+            embeddings: 0,
+            head: 0,
+            activations: 32,
+            estimators: 1,
+        }
     }
 }
 
@@ -84,6 +99,23 @@ impl Pass for Binarize {
             // Below, the ridge is lost in the rounding of f32 moments.
             return fail("damp", self.damp.to_string(), "a number from 0.0001 to 10");
         }
+        if ![32, 1].contains(&self.activations) {
+            return fail("activations", self.activations.to_string(), "32 or 1");
+        }
+        if self.estimators > 256 {
+            return fail("estimators", self.estimators.to_string(), "a number from 0 to 256");
+        }
+        if self.activations == 1 {
+            // One scale a matrix, and nothing beside it: there is no choice of these.
+            let only =
+                [("planes", self.planes, 1), ("rank", self.rank, 0), ("group", self.group, 0)];
+            for (option, found, only) in only {
+                if found != only {
+                    let found = format!("{found}, with activations=1");
+                    return fail(option, found, &only.to_string());
+                }
+            }
+        }
         Ok(())
     }
 
@@ -93,6 +125,7 @@ impl Pass for Binarize {
         cx.progress.start("binarize", layers + 1);
         let mut changes = Vec::new();
         match cx.calibration {
+            _ if self.activations == 1 => self.to_signs(model, cx, &mut changes)?,
             Some(text) => self.with_text(model, text, cx, &mut changes)?,
             None => {
                 for layer in &mut model.layers {
@@ -112,7 +145,15 @@ impl Pass for Binarize {
             }
         }
         cx.progress.step()?;
-        Ok(changes.into())
+        let mut work = Work::from(changes);
+        if self.activations == 1 {
+            work.notes.push(
+                "layers multiply signs of their inputs: until `distill`, or fine-tuning, has trained \
+                 them, answers are as good as random"
+                    .into(),
+            );
+        }
+        Ok(work)
     }
 }
 

@@ -535,3 +535,79 @@ fn refusals_name_the_option_and_its_range() {
     pass `binarize`: `head` is 9, expected 0 to leave it as it is, or 1 to 4 planes
     ");
 }
+
+#[test]
+fn activations_of_one_bit_make_every_layer_bipfts_and_are_read_back() {
+    let text = calibration(40, 2);
+    for (family, task) in every() {
+        let model = tiny(family, task, 41);
+        let options = Binarize { planes: 1, activations: 1, ..Binarize::default() };
+        let (after, changes) = packed(&model, &options, Some(&text));
+        assert_eq!(changes.len(), 6 * LAYERS, "{family} {task:?}");
+        for layer in &after.layers {
+            assert!(layer.linears().iter().all(|(_, l)| l.elastic.is_some()));
+            let binary = layer.attention.as_ref().and_then(|a| a.binary.as_ref()).expect("signs");
+            let estimators = binary.estimators.as_ref().expect("estimators").linears();
+            assert_eq!(estimators.map(|l| l.weight.rows()), [1; 5]);
+        }
+        let again = reopen(&after);
+        assert_eq!(stored(&again), stored(&after), "{family} {task:?}");
+        let batch = batch(42, &[7, 3]);
+        assert_eq!(answers(&again, &batch, None), answers(&after, &batch, None));
+        let without = Binarize { estimators: 0, ..options };
+        let (plain, _) = packed(&model, &without, Some(&text));
+        let names: Vec<String> = plain.tensors().into_iter().map(|t| t.name).collect();
+        assert!(!names.iter().any(|name| name.contains("q_p")), "{family} {task:?}");
+    }
+}
+
+#[test]
+fn scales_start_at_means_of_the_text() {
+    let text = calibration(43, 1);
+    let model = tiny("bert", Task::Bare, 44);
+    let options = Binarize { planes: 1, activations: 1, ..Binarize::default() };
+    let (after, _) = packed(&model, &options, Some(&text));
+    let encoder = Encoder::new(&after).expect("a model that runs");
+    let x = encoder.embed(&text.batches[0]).expect("embeds");
+    let mean = |x: &[f32]| x.iter().map(|x| x.abs() as f64).sum::<f64>() / x.len() as f64;
+    let attention = after.layers[0].attention.as_ref().expect("attention");
+    let close = |tensor: &crate::checkpoint::Tensor, expected: f64| {
+        let found = f64::from(tensor.to_f32().expect("floats")[0]);
+        assert!((found / expected - 1.0).abs() < 1e-5, "{}: {found} {expected}", tensor.name);
+    };
+    let input = attention.query.elastic.as_ref().expect("signs");
+    close(&input.scale, 2.0 * mean(&x));
+    let run = encoder.layers[0].attention.as_ref().expect("attention");
+    let qkv = run.query_key_value(&x, text.batches[0].tokens());
+    let keys: Vec<f32> =
+        qkv.chunks(3 * HIDDEN).flat_map(|r| &r[HIDDEN..2 * HIDDEN]).copied().collect();
+    let binary = attention.binary.as_ref().expect("signs");
+    close(&binary.key, 2.0 * mean(&keys));
+    let mut all = Vec::new();
+    let mut seen = |_: usize, _: usize, probs: &mut [f32]| all.extend_from_slice(probs);
+    encoder.attention_context(run, &x, &text.batches[0], None, &mut seen);
+    close(&binary.probabilities, 4.0 * mean(&all));
+    let ffn = after.layers[0].ffn.as_ref().expect("a block");
+    let weight = |m: &Model| m.layers[0].ffn.as_ref().expect("a block").up.weight.clone();
+    let (before, signs) = (weight(&model), weight(&after));
+    let m = mean(&before.to_f32().expect("floats")) as f32;
+    assert!(signs.to_f32().expect("floats").iter().all(|w| (w.abs() / m - 1.0).abs() < 1e-6));
+    assert!(ffn.up.elastic.as_ref().is_some_and(|e| e.shift.shape == [HIDDEN]));
+}
+
+#[test]
+fn activations_of_one_bit_need_one_plane_and_text_and_say_that_they_need_training() {
+    let check = |options: Binarize| options.check().expect_err("out of range").to_string();
+    let one = || Binarize { planes: 1, activations: 1, ..Binarize::default() };
+    insta::assert_snapshot!(check(Binarize { planes: 2, ..one() }), @"pass `binarize`: `planes` is 2, with activations=1, expected 1");
+    insta::assert_snapshot!(check(Binarize { rank: 4, ..one() }), @"pass `binarize`: `rank` is 4, with activations=1, expected 0");
+    insta::assert_snapshot!(check(Binarize { activations: 2, ..one() }), @"pass `binarize`: `activations` is 2, expected 32 or 1");
+    insta::assert_snapshot!(check(Binarize { estimators: 300, ..one() }), @"pass `binarize`: `estimators` is 300, expected a number from 0 to 256");
+    let model = tiny("bert", Task::Bare, 45);
+    let error = one().run(&mut model.clone(), &Context::new(&model)).expect_err("no text");
+    insta::assert_snapshot!(error, @"binarize(activations=1) has no text, but scales of signs are means of what text makes; drop `--calib none`");
+    let text = calibration(46, 1);
+    let cx = Context { calibration: Some(&text), ..Context::new(&model) };
+    let work = one().run(&mut model.clone(), &cx).expect("runs");
+    insta::assert_snapshot!(work.notes.concat(), @"layers multiply signs of their inputs: until `distill`, or fine-tuning, has trained them, answers are as good as random");
+}

@@ -50,7 +50,9 @@ impl ElasticGradient {
     /// `grad`, with respect to what `linear` multiplies, becomes the one with respect to its inputs `x`,
     /// `[rows, in]`.
     pub fn through(linear: &Dense, x: &[f32], grad: &mut [f32]) -> ElasticGradient {
-        let Some(elastic) = &linear.elastic else { return ElasticGradient::default() };
+        let Some(elastic) = linear.elastic.as_ref().filter(|_| linear.input > 0) else {
+            return ElasticGradient::default();
+        };
         let shifted = elastic.shifted(x);
         let sum = signs_gradient(&shifted, elastic.alpha(), grad);
         let mut shift = vec![0.0; linear.input];

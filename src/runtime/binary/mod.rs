@@ -35,6 +35,9 @@ impl<'m> RunElastic<'m> {
     /// `x + shift`, `[rows, in]`.
     pub fn shifted(&self, x: &[f32]) -> Vec<f32> {
         let mut shifted = x.to_vec();
+        if self.shift.is_empty() {
+            return shifted; // no inputs left
+        }
         kernels::add_bias(&mut shifted, &self.shift);
         shifted
     }
