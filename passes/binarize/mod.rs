@@ -149,7 +149,7 @@ impl Pass for Binarize {
         if self.activations == 1 {
             work.notes.push(
                 "layers multiply signs of their inputs: until `distill`, or fine-tuning, has trained \
-                 them, answers are as good as random"
+                 them, answers are worth little"
                     .into(),
             );
         }

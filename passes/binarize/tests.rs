@@ -609,5 +609,5 @@ fn activations_of_one_bit_need_one_plane_and_text_and_say_that_they_need_trainin
     let text = calibration(46, 1);
     let cx = Context { calibration: Some(&text), ..Context::new(&model) };
     let work = one().run(&mut model.clone(), &cx).expect("runs");
-    insta::assert_snapshot!(work.notes.concat(), @"layers multiply signs of their inputs: until `distill`, or fine-tuning, has trained them, answers are as good as random");
+    insta::assert_snapshot!(work.notes.concat(), @"layers multiply signs of their inputs: until `distill`, or fine-tuning, has trained them, answers are worth little");
 }

@@ -149,7 +149,7 @@ impl Linear {
             weight: super::Weight::Binary(binary),
             bias: self.bias.clone(),
             activations: super::Activations::Exact,
-            elastic: Some(elastic),
+            elastic: Some(Box::new(elastic)),
         })
     }
 }

@@ -14,7 +14,7 @@ pub struct Linear {
     pub bias: Option<Tensor>,
     pub activations: Activations,
     /// Signs in the place of the inputs, of a layer whose weights are signs; such inputs are rounded no further.
-    pub elastic: Option<Elastic>,
+    pub elastic: Option<Box<Elastic>>,
 }
 
 /// What a layer makes of its inputs before it multiplies them: numbers of a few bits, with a scale and a zero
@@ -91,7 +91,7 @@ impl Linear {
     pub fn tensors(&self) -> Vec<Tensor> {
         let mut tensors = self.weight.tensors();
         tensors.extend(self.bias.clone());
-        tensors.extend(self.elastic.iter().flat_map(Elastic::tensors));
+        tensors.extend(self.elastic.iter().flat_map(|e| e.tensors()));
         tensors
     }
 

@@ -153,16 +153,16 @@ impl Reader<'_> {
     }
 
     /// What makes signs of the inputs of `name`, where there is something that does.
-    fn elastic(&mut self, name: &str, width: usize, key: &str) -> Result<Option<Elastic>> {
+    fn elastic(&mut self, name: &str, width: usize, key: &str) -> Result<Option<Box<Elastic>>> {
         let shift = format!("{name}.move.bias");
         if self.checkpoint.get(&shift).is_none() {
             return Ok(None);
         }
         self.idle.push(format!("{name}.sa."));
-        Ok(Some(Elastic {
+        Ok(Some(Box::new(Elastic {
             shift: self.tensor(&shift, &[width], key)?,
             scale: self.number(&format!("{name}.input_clip_val"))?,
-        }))
+        })))
     }
 
     /// One number, as a tensor without dimensions or of one.

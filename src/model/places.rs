@@ -87,7 +87,7 @@ impl Model {
 fn linear(linear: &mut Linear) -> impl Iterator<Item = Place<'_>> {
     std::iter::once(Place::Matrix(&mut linear.weight))
         .chain(linear.bias.as_mut().map(Place::Tensor))
-        .chain(linear.elastic.iter_mut().flat_map(elastic))
+        .chain(linear.elastic.as_deref_mut().into_iter().flat_map(elastic))
 }
 
 fn elastic(elastic: &mut Elastic) -> [Place<'_>; 2] {

@@ -47,6 +47,7 @@ fn threads_change_no_byte_of_a_recovered_model() {
     let dir = with_reviews();
     let recipes = [
         "binarize(planes=1,rank=4),distill(steps=2)",
+        "binarize(planes=1,activations=1),distill(steps=2,dropout=0.1)",
         "prune(sparsity=0.5,mode=text),distill(steps=2,method=theseus)",
         "distill(steps=2,dropout=0.2,accumulate=2,batch=16,bucket=2,embeddings=true,attention=1,\
          sinkhorn=1,relations=1,embedding=1,matching=dynamic)",
