@@ -8,7 +8,7 @@ mod tests;
 mod weights;
 
 use crate::data::Calibration;
-use crate::model::{Binary, Linear, Model, Weight};
+use crate::model::{Activations, Binary, Linear, Model, Weight};
 use crate::pass::{Context, Entry, Pass, Work};
 use crate::report::Change;
 use crate::runtime::tokens::{Importance, rows};
@@ -56,14 +56,14 @@ pub struct Binarize {
 impl Default for Binarize {
     fn default() -> Self {
         Binarize {
-            planes: 3,
+            planes: 2,
             rank: 0,
             group: 0,
             rounds: 3,
             damp: 0.05,
             embeddings: 0,
             head: 0,
-            activations: 32,
+            activations: 8,
             estimators: 1,
         }
     }
@@ -99,8 +99,8 @@ impl Pass for Binarize {
             // Below, the ridge is lost in the rounding of f32 moments.
             return fail("damp", self.damp.to_string(), "a number from 0.0001 to 10");
         }
-        if ![32, 1].contains(&self.activations) {
-            return fail("activations", self.activations.to_string(), "32 or 1");
+        if ![32, 8, 4, 1].contains(&self.activations) {
+            return fail("activations", self.activations.to_string(), "32, 8, 4 or 1");
         }
         if self.estimators > 256 {
             return fail("estimators", self.estimators.to_string(), "a number from 0 to 256");
@@ -247,7 +247,7 @@ impl Binarize {
 
     /// Planes without a residual, for tables and heads.
     fn plain(&self, planes: usize) -> Binarize {
-        Binarize { planes, rank: 0, ..self.clone() }
+        Binarize { planes, rank: 0, activations: 32, ..self.clone() }
     }
 
     /// Packs one layer; `metric` comes from what it multiplies.
@@ -256,6 +256,11 @@ impl Binarize {
         let (binary, error) = self.encode(&linear.weight, metric)?;
         linear.weight.dense()?.release();
         linear.weight = Weight::Binary(binary);
+        linear.activations = match self.activations {
+            8 => Activations::Int8,
+            4 => Activations::Int4,
+            _ => Activations::Exact,
+        };
         Ok(Change::new(&before, linear, Some(error)))
     }
 

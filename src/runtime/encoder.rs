@@ -140,7 +140,7 @@ impl<'m> Dense<'m> {
             out: linear.weight.rows(),
             input: linear.weight.cols(),
             activations: linear.activations,
-            elastic: linear.elastic.as_ref().map(RunElastic::new).transpose()?,
+            elastic: linear.elastic.as_deref().map(RunElastic::new).transpose()?,
         })
     }
 
