@@ -5,7 +5,9 @@ use crate::pass::Entry;
 pub mod binarize;
 pub mod distill;
 pub mod prune;
+pub mod quantize;
 pub mod tokens;
 
 /// Every pass of this build, in the order `compress passes` lists them.
-pub const ALL: &[Entry] = &[prune::ENTRY, tokens::ENTRY, binarize::ENTRY, distill::ENTRY];
+pub const ALL: &[Entry] =
+    &[prune::ENTRY, tokens::ENTRY, binarize::ENTRY, quantize::ENTRY, distill::ENTRY];

@@ -99,7 +99,9 @@ fn signs(linear: &mut Linear, scale: f32) -> Result<Change> {
     let signs = linear.to_elastic(scale)?;
     let before = std::mem::replace(linear, signs);
     let Weight::Binary(binary) = &linear.weight else { unreachable!("signs were just made") };
-    let error = residual::relative_error(&before.weight.to_f32()?, binary, None);
+    let shape = (binary.rows, binary.cols);
+    let add_row = |row: usize, out: &mut [f32]| binary.add_row(row, out);
+    let error = residual::relative_error(&before.weight.to_f32()?, shape, add_row, None);
     before.weight.dense()?.release();
     Ok(Change::new(&before, linear, Some(error)))
 }

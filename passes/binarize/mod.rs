@@ -1,5 +1,6 @@
 #![doc = include_str!("README.md")]
 
+mod double;
 mod elastic;
 mod fit;
 mod residual;
@@ -8,7 +9,7 @@ mod tests;
 mod weights;
 
 use crate::data::Calibration;
-use crate::model::{Activations, Binary, Linear, Model, Weight};
+use crate::model::{Activations, Binary, Linear, LowRank, Model, Weight};
 use crate::pass::{Context, Entry, Pass, Work};
 use crate::report::Change;
 use crate::runtime::tokens::{Importance, rows};
@@ -24,7 +25,7 @@ use weights::{Place, TokenWeights};
 
 pub const ENTRY: Entry = Entry::new::<Binarize>(
     "binarize",
-    "store matrices as sign planes with scales, plus a low-rank residual",
+    "store matrices as sign planes or two binary factors, plus a low-rank residual",
     include_str!("README.md"),
     &["prune", "binarize"],
 );
@@ -33,10 +34,16 @@ pub const ENTRY: Entry = Entry::new::<Binarize>(
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Binarize {
-    /// Sign planes, 1 to 4: about one bit a weight each.
+    /// What the layers' matrices become: sign planes, or two binary factors at any number of bits a weight.
+    pub form: Form,
+    /// Sign planes, 1 to 4, with `form=planes`: about one bit a weight each.
     pub planes: usize,
-    /// Rank of the residual that is stored in f16; 0 for none.
+    /// Bits a weight, 0.5 to 4, with `form=double`; 0 for 1.5.
+    pub rate: f64,
+    /// Rank of the residual beside sign planes; 0 for none.
     pub rank: usize,
+    /// How the residual is stored.
+    pub factors: Factors,
     /// Weights of a row that share a scale; 0 for the whole row.
     pub group: usize,
     /// Rounds of fitting signs and residual in turn, when there is a residual.
@@ -47,17 +54,40 @@ pub struct Binarize {
     pub embeddings: usize,
     /// Sign planes of the head's linear layers, 0 to 4; 0 leaves them as they are.
     pub head: usize,
-    /// Bits of what layers multiply: 32 leaves it as it is, 1 makes it BiPFT's signs, to be trained.
-    pub activations: usize,
+    /// Bits to which a packed layer rounds its inputs: 8, 4, or 32 for not at all; 1 makes them BiPFT's signs, to be trained.
+    pub activations: u32,
     /// Rank of the estimators of attention's residuals, where activations are signs; 0 for none.
     pub estimators: usize,
 }
 
+/// See [`Binarize::form`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Form {
+    Planes,
+    Double,
+}
+
+/// See [`Binarize::factors`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Factors {
+    F16,
+    Int8,
+}
+
+/// Bits a weight of two binary factors, where none are given: the most accurate rung below two planes (BiPFT notes,
+/// §5.11).
+const RATE: f64 = 1.5;
+
 impl Default for Binarize {
     fn default() -> Self {
         Binarize {
+            form: Form::Planes,
             planes: 2,
+            rate: 0.0,
             rank: 0,
+            factors: Factors::F16,
             group: 0,
             rounds: 3,
             damp: 0.05,
@@ -86,8 +116,26 @@ impl Pass for Binarize {
                 );
             }
         }
+        match self.form {
+            Form::Planes if self.rate != 0.0 => {
+                return fail("rate", self.rate.to_string(), "0 beside `form=planes`");
+            }
+            Form::Double if self.rate != 0.0 && !(0.5..=4.0).contains(&self.rate) => {
+                return fail("rate", self.rate.to_string(), "0 for 1.5, or a number from 0.5 to 4");
+            }
+            Form::Double if self.rank > 0 => {
+                return fail("rank", self.rank.to_string(), "0 beside `form=double`");
+            }
+            Form::Double if self.group > 0 => {
+                return fail("group", self.group.to_string(), "0 beside `form=double`");
+            }
+            _ => {}
+        }
         if self.rank > 4096 {
             return fail("rank", self.rank.to_string(), "a number from 0 to 4096");
+        }
+        if self.factors == Factors::Int8 && self.rank == 0 {
+            return fail("factors", "int8".into(), "f16 where there is no residual (`rank=0`)");
         }
         if !(1..=100).contains(&self.rounds) {
             return fail("rounds", self.rounds.to_string(), "a number from 1 to 100");
@@ -247,34 +295,44 @@ impl Binarize {
 
     /// Planes without a residual, for tables and heads.
     fn plain(&self, planes: usize) -> Binarize {
-        Binarize { planes, rank: 0, activations: 32, ..self.clone() }
+        let factors = Factors::F16;
+        Binarize {
+            form: Form::Planes,
+            planes,
+            rate: 0.0,
+            rank: 0,
+            factors,
+            activations: 32,
+            ..self.clone()
+        }
+    }
+
+    /// What a packed layer makes of its inputs.
+    fn rounding(&self) -> Activations {
+        match self.activations {
+            8 => Activations::Int8,
+            4 => Activations::Int4,
+            _ => Activations::Exact,
+        }
     }
 
     /// Packs one layer; `metric` comes from what it multiplies.
     fn pack(&self, linear: &mut Linear, metric: Option<&Metric>) -> Result<Change> {
         let before = linear.clone();
-        let (binary, error) = self.encode(&linear.weight, metric)?;
+        let (packed, error) = self.encode(&linear.weight, metric)?;
         linear.weight.dense()?.release();
-        linear.weight = Weight::Binary(binary);
-        linear.activations = match self.activations {
-            8 => Activations::Int8,
-            4 => Activations::Int4,
-            _ => Activations::Exact,
-        };
+        linear.weight = packed;
+        linear.activations = self.rounding();
         Ok(Change::new(&before, linear, Some(error)))
     }
 
     fn pack_embeddings(&self, model: &mut Model) -> Result<Change> {
         let word = |m: &Model| Linear::table(&m.embeddings.word);
         let before = word(model);
-        let (binary, error) = self.encode(&model.embeddings.word, None)?;
+        let (packed, error) = self.encode(&model.embeddings.word, None)?;
         model.embeddings.word.dense()?.release(); // all of a large table was read
-        model.embeddings.word = Weight::Binary(binary);
-        // A copy of the table under the decoder's name would contradict the packed one.
-        if model.config.tied {
-            let copy = format!("{}.weight", model.family.masked_lm.decoder);
-            model.unused.retain(|t| t.name != copy);
-        }
+        model.embeddings.word = packed;
+        model.drop_tied_copy();
         Ok(Change::new(&before, &word(model), Some(error)))
     }
 
@@ -290,38 +348,75 @@ impl Binarize {
             moments.add(&x, &[]);
             Ok(())
         })?;
-        Ok(Metric::new(moments, self.damp))
+        Ok(match self.form {
+            Form::Planes => Metric::new(moments, self.damp),
+            Form::Double => Metric::uncompensated(moments, self.damp),
+        })
+    }
+
+    /// The packed matrix, and the relative error that it makes.
+    fn encode(&self, weight: &Weight, metric: Option<&Metric>) -> Result<(Weight, f64)> {
+        let w = weight.dense()?.to_f32()?;
+        let (name, shape) = (weight.name(), (weight.rows(), weight.cols()));
+        Ok(match self.form {
+            Form::Planes => {
+                let (binary, error) = self.planes(name, &w, shape, metric);
+                (Weight::Binary(binary), error)
+            }
+            Form::Double => {
+                let rate = if self.rate == 0.0 { RATE } else { self.rate };
+                let rank = double::rank(rate, shape.0, shape.1);
+                let d = metric.map(|metric| metric.diagonal(shape.1));
+                let double = double::fit(name.into(), &w, shape, rank, d.as_deref());
+                let dense = double.to_dense();
+                let add_row = |row: usize, out: &mut [f32]| {
+                    let values = &dense[row * shape.1..];
+                    out.iter_mut().zip(values).for_each(|(o, v)| *o += v);
+                };
+                let error = residual::relative_error(&w, shape, add_row, metric);
+                (Weight::Double(double), error)
+            }
+        })
     }
 
     /// `W ≈ planes + U·V`: signs and residual are fitted in turn, and the best round counts.
-    fn encode(&self, weight: &Weight, metric: Option<&Metric>) -> Result<(Binary, f64)> {
-        let tensor = weight.dense()?;
-        let (rows, cols) = (weight.rows(), weight.cols());
-        let w = tensor.to_f32()?;
+    fn planes(
+        &self,
+        name: &str,
+        w: &[f32],
+        (rows, cols): (usize, usize),
+        metric: Option<&Metric>,
+    ) -> (Binary, f64) {
         let rank = self.rank.min(rows).min(cols);
         let group = if self.group == 0 { cols.max(1) } else { self.group.min(cols.max(1)) };
         let rounds = if rank == 0 { 1 } else { self.rounds };
         let mut low_rank = None;
         let mut best: Option<(Binary, f64)> = None;
         for _ in 0..rounds {
-            let rest = residual::minus(&w, low_rank.as_ref(), cols);
+            let rest = residual::minus(w, low_rank.as_ref(), cols);
             let codes = Codes::fit(&rest, (rows, cols), self.planes, group);
             let codes = match metric {
                 Some(metric) => codes.compensate(&rest, &metric.factor, &metric.order),
                 None => codes,
             };
-            let name = weight.name().to_string();
             if rank > 0 {
-                let missing = residual::difference(&w, &codes.pack(name.clone(), None), 0..rows);
-                low_rank = Some(residual::low_rank(&missing, (rows, cols), rank, metric));
+                let planes = codes.pack(name.into(), None);
+                let add_row = |row: usize, out: &mut [f32]| planes.add_row(row, out);
+                let missing = residual::difference(w, cols, 0..rows, add_row);
+                let found = residual::low_rank(&missing, (rows, cols), rank, metric);
+                low_rank = Some(match self.factors {
+                    Factors::F16 => found,
+                    Factors::Int8 => LowRank::int8(rank, found.u, found.v),
+                });
             }
-            let binary = codes.pack(name, low_rank.clone());
-            let error = residual::relative_error(&w, &binary, metric);
+            let binary = codes.pack(name.into(), low_rank.clone());
+            let add_row = |row: usize, out: &mut [f32]| binary.add_row(row, out);
+            let error = residual::relative_error(w, (rows, cols), add_row, metric);
             if best.as_ref().is_none_or(|(_, least)| error < *least) {
                 best = Some((binary, error));
             }
         }
-        Ok(best.expect("there is at least one round"))
+        best.expect("there is at least one round")
     }
 }
 

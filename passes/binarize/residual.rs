@@ -1,6 +1,6 @@
 //! The low-rank residual, and how errors are measured.
 
-use crate::model::{Binary, LowRank};
+use crate::model::LowRank;
 use crate::runtime::kernels::{Mat, MatMut, add_product, product};
 use crate::train::moments::{Moments, inverse_factor};
 use rand_chacha::ChaCha8Rng;
@@ -29,6 +29,16 @@ impl Metric {
             .expect("second moments with a positive ridge are positive definite");
         Metric { h, factor, order }
     }
+
+    /// Of a form that is not compensated: neither factor nor order, and no time spent on them.
+    pub fn uncompensated(inputs: Moments, damp: f64) -> Metric {
+        Metric { h: inputs.damped(damp), factor: Vec::new(), order: Vec::new() }
+    }
+
+    /// `H_jj`, `[cols]`.
+    pub fn diagonal(&self, cols: usize) -> Vec<f32> {
+        (0..cols).map(|j| self.h[j * cols + j]).collect()
+    }
 }
 
 /// `w − U·V`
@@ -41,12 +51,16 @@ pub fn minus<'a>(w: &'a [f32], low_rank: Option<&LowRank>, cols: usize) -> Cow<'
     Cow::Owned(rest)
 }
 
-/// `w − binary` in some rows.
-pub fn difference(w: &[f32], binary: &Binary, rows: Range<usize>) -> Vec<f32> {
-    let cols = binary.cols;
+/// `w − ŵ` in some rows; `add_row` adds a row of ŵ.
+pub fn difference(
+    w: &[f32],
+    cols: usize,
+    rows: Range<usize>,
+    add_row: impl Fn(usize, &mut [f32]),
+) -> Vec<f32> {
     let mut difference = vec![0.0; rows.len() * cols];
     for (row, out) in rows.zip(difference.chunks_exact_mut(cols.max(1))) {
-        binary.add_row(row, out);
+        add_row(row, out);
         out.iter_mut().zip(&w[row * cols..]).for_each(|(q, w)| *q = w - *q);
     }
     difference
@@ -89,7 +103,7 @@ pub fn low_rank(
     let mut v = vec![0.0; rank * cols];
     let u_mat = Mat::new(&u, rows, rank);
     product(MatMut::new(&mut v, rank, cols), u_mat.t(), e_mat, 1.0);
-    LowRank { rank, u, v }
+    LowRank::new(rank, u, v)
 }
 
 /// Orthogonal iteration converges with the ratio of singular values squared; 12 rounds with 16 columns
@@ -107,10 +121,15 @@ fn orthonormalise(q: &mut [f32], rows: usize, width: usize) {
 }
 
 /// `‖(W − Ŵ)S‖² / ‖W·S‖²`, with `SSᵀ = H`: of the layer's output, or of the weights without a metric.
-pub fn relative_error(w: &[f32], binary: &Binary, metric: Option<&Metric>) -> f64 {
+/// `add_row` adds a row of Ŵ.
+pub fn relative_error(
+    w: &[f32],
+    (rows, cols): (usize, usize),
+    add_row: impl Fn(usize, &mut [f32]) + Sync,
+    metric: Option<&Metric>,
+) -> f64 {
     /// A table is measured in blocks: it may have a quarter of a million rows.
     const ROWS: usize = 512;
-    let (rows, cols) = (binary.rows, binary.cols);
     let power = |x: &[f32]| -> f64 {
         let Some(metric) = metric else { return x.iter().map(|&x| (x as f64).powi(2)).sum() };
         let rows = x.len() / cols;
@@ -125,7 +144,7 @@ pub fn relative_error(w: &[f32], binary: &Binary, metric: Option<&Metric>) -> f6
         .map(|start| {
             let block = start..(start + ROWS).min(rows);
             let values = &w[block.start * cols..block.end * cols];
-            (power(&difference(w, binary, block)), power(values))
+            (power(&difference(w, cols, block, &add_row)), power(values))
         })
         .collect();
     let (error, total) = blocks.iter().fold((0.0, 0.0), |(e, t), b| (e + b.0, t + b.1));

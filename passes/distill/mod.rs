@@ -37,7 +37,7 @@ pub struct Distill {
     pub batch: usize,
     /// Batches whose mean gradient makes one update.
     pub accumulate: usize,
-    /// Learning rate at its height; 0 for 3e-5, or for 5e-4 as soon as a matrix of a layer is sign planes.
+    /// Learning rate at its height; 0 for 3e-5, or for 5e-4 as soon as a matrix of a layer is made of signs.
     /// Scales take a tenth.
     pub rate: f64,
     pub schedule: Schedule,
@@ -142,10 +142,10 @@ const JUDGEMENTS: usize = 10;
 const DENSE_RATE: f32 = 3e-5;
 const PACKED_RATE: f32 = 5e-4;
 
-/// Whether any matrix of a layer is sign planes.
+/// Whether any matrix of a layer is made of signs.
 fn packed(model: &Model) -> bool {
     let mut linears = model.layers.iter().flat_map(|l| l.linears());
-    linears.any(|(_, linear)| matches!(linear.weight, Weight::Binary(_)))
+    linears.any(|(_, linear)| matches!(linear.weight, Weight::Binary(_) | Weight::Double(_)))
 }
 
 impl Distill {

@@ -182,11 +182,9 @@ fn a_packed_model_stays_packed_and_gets_other_signs_and_scales() {
             let codes: Vec<u8> = w.iter().map(|w| (*w >= 0.0) as u8).collect();
             let scale = |row: &[f32]| row.iter().map(|w| w.abs()).sum::<f32>() / cols as f32;
             let scales: Vec<f32> = w.chunks_exact(cols).map(scale).collect();
-            let low_rank = (i == 1).then(|| crate::model::LowRank {
-                rank: 2,
-                u: gaussian(2 * rows, 98).iter().map(|x| 0.1 * x).collect(),
-                v: gaussian(2 * cols, 99).iter().map(|x| 0.1 * x).collect(),
-            });
+            let factor = |n, seed| gaussian(n, seed).iter().map(|x| 0.1 * x).collect();
+            let low_rank = (i == 1)
+                .then(|| crate::model::LowRank::new(2, factor(2 * rows, 98), factor(2 * cols, 99)));
             let name = linear.weight.name().to_string();
             let binary =
                 crate::model::Binary::new(name, (rows, cols), 1, cols, &codes, &scales, low_rank);
@@ -202,7 +200,7 @@ fn a_packed_model_stays_packed_and_gets_other_signs_and_scales() {
         let linears = m.layers.iter().flat_map(Layer::linears);
         let words = linears.flat_map(|(_, l)| match &l.weight {
             Weight::Binary(binary) => binary.signs.clone(),
-            Weight::Dense(_) => panic!("a matrix was unpacked"),
+            _ => panic!("a matrix was unpacked"),
         });
         words.collect()
     };

@@ -191,6 +191,10 @@ impl Tensor {
         Tensor::new(name, Dtype::I64, shape, bytemuck::cast_slice(values))
     }
 
+    pub fn from_i8(name: impl Into<String>, shape: &[usize], values: &[i8]) -> Tensor {
+        Tensor::new(name, Dtype::I8, shape, bytemuck::cast_slice(values))
+    }
+
     pub fn from_u8(name: impl Into<String>, shape: &[usize], values: &[u8]) -> Tensor {
         Tensor::new(name, Dtype::U8, shape, values)
     }
@@ -248,6 +252,12 @@ impl Tensor {
         let line = Tensor::new("", self.dtype, &self.shape[1..], part);
         read(&line.to_f32()?);
         Ok(())
+    }
+
+    /// # Errors
+    /// [`Error::Dtype`] unless this is I8.
+    pub fn to_i8(&self) -> Result<Cow<'_, [i8]>> {
+        self.cast_if(Dtype::I8, "I8")
     }
 
     /// # Errors

@@ -1,7 +1,8 @@
 //! A matrix as sign planes, scales and a low-rank residual.
 
+use super::packed::{self, Parts, Scales};
+use crate::Result;
 use crate::checkpoint::{Checkpoint, Dtype, Tensor};
-use crate::{Error, Result};
 use half::f16;
 
 /// `W ≈ Σ_k diag(scale_k) · B_k + U·V`, with `B_k ∈ {−1, +1}` (BiPFT notes, §5.1).
@@ -26,20 +27,105 @@ pub struct Binary {
     pub low_rank: Option<LowRank>,
 }
 
-/// `U·V`: `u` is `[rows, rank]`, `v` is `[rank, cols]`, both rounded to f16.
+/// `U·V`: `u` is `[rows, rank]`, `v` is `[rank, cols]`, both rounded to what is stored.
 #[derive(Debug, Clone)]
 pub struct LowRank {
     pub rank: usize,
     pub u: Vec<f32>,
     pub v: Vec<f32>,
+    /// Scales of the int8 codes behind `u` and `v`, `[rank]` each; `None` where they are stored in f16.
+    pub steps: Option<[Scales; 2]>,
 }
 
-/// Below this, f16 has fewer than its 11 significant bits (its smallest normal number).
-const F16_NORMAL: f32 = 6.1e-5;
+impl LowRank {
+    /// Factors that are stored in f16.
+    pub fn new(rank: usize, u: Vec<f32>, v: Vec<f32>) -> LowRank {
+        let round = |values: Vec<f32>| values.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
+        LowRank { rank, u: round(u), v: round(v), steps: None }
+    }
+
+    /// Factors that are stored as int8 codes, with a scale for every column of `u` and every row of `v`.
+    pub fn int8(rank: usize, mut u: Vec<f32>, mut v: Vec<f32>) -> LowRank {
+        let cols = v.len().checked_div(rank).unwrap_or(0);
+        let (mut of_u, mut of_v) = (vec![0.0f32; rank], vec![0.0f32; rank]);
+        for (i, x) in u.iter().enumerate() {
+            of_u[i % rank] = of_u[i % rank].max(x.abs() / 127.0);
+        }
+        for (i, x) in v.iter().enumerate() {
+            of_v[i / cols] = of_v[i / cols].max(x.abs() / 127.0);
+        }
+        let (of_u, of_v) = (Scales::new(of_u), Scales::new(of_v));
+        let round = |x: &mut f32, step: f32| *x = step * packed::code(*x, step, 127.0) as f32;
+        u.iter_mut().enumerate().for_each(|(i, x)| round(x, of_u.values[i % rank]));
+        v.iter_mut().enumerate().for_each(|(i, x)| round(x, of_v.values[i / cols]));
+        LowRank { rank, u, v, steps: Some([of_u, of_v]) }
+    }
+
+    /// Stored bytes.
+    pub fn bytes(&self) -> usize {
+        let values = self.u.len() + self.v.len();
+        match &self.steps {
+            None => 2 * values,
+            Some(steps) => values + steps.iter().map(Scales::bytes).sum::<usize>(),
+        }
+    }
+
+    /// The tensors of the residual of a `rows x cols` matrix `name`.
+    fn tensors(&self, name: &str, rows: usize, cols: usize) -> Vec<Tensor> {
+        let at = |part: &str| format!("{name}.{part}");
+        let shapes = [[rows, self.rank], [self.rank, cols]];
+        let Some([of_u, of_v]) = &self.steps else {
+            let factor = |part, shape: &[usize], values: &[f32]| {
+                Tensor::from_f32(at(part), shape, values, Dtype::F16)
+            };
+            let u = factor("lowrank_u", &shapes[0], &self.u);
+            return vec![u, factor("lowrank_v", &shapes[1], &self.v)];
+        };
+        let codes = |values: &[f32], step: &dyn Fn(usize) -> f32| -> Vec<i8> {
+            values.iter().enumerate().map(|(i, &x)| packed::code(x, step(i), 127.0)).collect()
+        };
+        let u = codes(&self.u, &|i| of_u.values[i % self.rank]);
+        let v = codes(&self.v, &|i| of_v.values[i / cols]);
+        vec![
+            Tensor::from_i8(at("lowrank_u"), &shapes[0], &u),
+            Tensor::from_i8(at("lowrank_v"), &shapes[1], &v),
+            of_u.tensor(at("lowrank_u_scale"), &[self.rank]),
+            of_v.tensor(at("lowrank_v_scale"), &[self.rank]),
+        ]
+    }
+
+    /// Reads the residual of a `rows x cols` matrix, if it has one.
+    fn take(parts: &mut Parts, rows: usize, cols: usize) -> Result<Option<LowRank>> {
+        let (u, v) = match (parts.optional("lowrank_u"), parts.optional("lowrank_v")) {
+            (None, None) => return Ok(None),
+            (Some(u), Some(v)) => (u, v),
+            (Some(_), None) => return Err(parts.missing("lowrank_v")),
+            (None, _) => return Err(parts.missing("lowrank_u")),
+        };
+        let rank = u.shape.get(1).copied().unwrap_or(0);
+        for (factor, expected) in [(&u, [rows, rank]), (&v, [rank, cols])] {
+            packed::expect_shape(factor, &expected)?;
+            factor.check_finite()?;
+        }
+        if u.dtype != Dtype::I8 {
+            let (u, v) = (u.to_f32()?.into_owned(), v.to_f32()?.into_owned());
+            return Ok(Some(LowRank { rank, u, v, steps: None }));
+        }
+        let of_u = parts.scales("lowrank_u_scale", &[rank])?;
+        let of_v = parts.scales("lowrank_v_scale", &[rank])?;
+        let scaled = |codes: &[i8], step: &dyn Fn(usize) -> f32| -> Vec<f32> {
+            codes.iter().enumerate().map(|(i, &c)| step(i) * c as f32).collect()
+        };
+        let u = scaled(&u.to_i8()?, &|i| of_u.values[i % rank]);
+        let v = scaled(&v.to_i8()?, &|i| of_v.values[i / cols]);
+        Ok(Some(LowRank { rank, u, v, steps: Some([of_u, of_v]) }))
+    }
+}
 
 impl Binary {
     /// Packs `codes`, `[rows, cols]`, whose bit `k` is 1 where plane `k` is +1, with `scales`,
-    /// `[planes, rows, groups]`, and rounds what is stored in f16.
+    /// `[planes, rows, groups]`, and rounds
+    /// scales to what is stored.
     ///
     /// # Panics
     /// If the lengths do not fit the shape: a bug in the caller.
@@ -66,12 +152,7 @@ impl Binary {
                 }
             }
         }
-        let small = scales.iter().any(|&s| s != 0.0 && !(F16_NORMAL..=65504.0).contains(&s.abs()));
-        let scale_dtype = if small { Dtype::F32 } else { Dtype::F16 };
-        let scales =
-            scales.iter().map(|&s| if small { s } else { f16::from_f32(s).to_f32() }).collect();
-        let round = |values: Vec<f32>| values.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
-        let low_rank = low_rank.map(|l| LowRank { rank: l.rank, u: round(l.u), v: round(l.v) });
+        let Scales { values: scales, dtype: scale_dtype } = Scales::new(scales.to_vec());
         Binary { name, rows, cols, planes, group, signs, scales, scale_dtype, low_rank }
     }
 
@@ -158,11 +239,7 @@ impl Binary {
             Tensor::from_i64(at("weight_shape"), &[2], &shape),
         ];
         if let Some(low) = &self.low_rank {
-            let factor = |part, shape: &[usize], values: &[f32]| {
-                Tensor::from_f32(at(part), shape, values, Dtype::F16)
-            };
-            tensors.push(factor("lowrank_u", &[rows, low.rank], &low.u));
-            tensors.push(factor("lowrank_v", &[low.rank, cols], &low.v));
+            tensors.extend(low.tensors(&self.name, rows, cols));
         }
         tensors
     }
@@ -182,49 +259,19 @@ impl Binary {
             return Ok(None);
         };
         let [rows, cols] = shape;
-        let mut part = |part: &str| {
-            let name = format!("{name}.{part}");
-            let expected = format!("the packed matrix `{}`", packed.name);
-            checkpoint.take(&name).ok_or(Error::MissingTensor { name, expected })
-        };
-        let stated = part("weight_shape")?;
-        if *stated.to_i64()? != [rows as i64, cols as i64] {
-            let found = stated.to_i64()?.iter().map(|&d| d.max(0) as usize).collect();
-            return Err(wrong_shape(&stated, Some(found), &[rows, cols]));
-        }
+        let mut parts = Parts::new(checkpoint, name, &packed);
+        parts.stated(shape)?;
         let planes = packed.shape.first().copied().unwrap_or(0);
         let words = [planes, rows, cols.div_ceil(32)];
         if packed.shape != words || !(1..=4).contains(&planes) {
-            return Err(wrong_shape(&packed, None, &[planes.clamp(1, 4), words[1], words[2]]));
+            let expected = [planes.clamp(1, 4), words[1], words[2]];
+            return Err(packed::wrong_shape(&packed, None, &expected));
         }
         let group = group.unwrap_or(cols).max(1);
         let groups = cols.div_ceil(group);
-        let scale = part("weight_scale")?;
         let expected = if groups == 1 { vec![planes, rows] } else { vec![planes, rows, groups] };
-        if scale.shape != expected {
-            return Err(wrong_shape(&scale, None, &expected));
-        }
-        scale.check_finite()?;
-        let u = checkpoint.take(&format!("{name}.lowrank_u"));
-        let v = checkpoint.take(&format!("{name}.lowrank_v"));
-        let low_rank = match (u, v) {
-            (None, None) => None,
-            (Some(u), Some(v)) => {
-                let rank = u.shape.get(1).copied().unwrap_or(0);
-                for (factor, expected) in [(&u, [rows, rank]), (&v, [rank, cols])] {
-                    if factor.shape != expected {
-                        return Err(wrong_shape(factor, None, &expected));
-                    }
-                    factor.check_finite()?;
-                }
-                Some(LowRank { rank, u: u.to_f32()?.into_owned(), v: v.to_f32()?.into_owned() })
-            }
-            (u, _) => {
-                let missing = if u.is_some() { "lowrank_v" } else { "lowrank_u" };
-                let expected = format!("the packed matrix `{}`", packed.name);
-                return Err(Error::MissingTensor { name: format!("{name}.{missing}"), expected });
-            }
-        };
+        let scales = parts.scales("weight_scale", &expected)?;
+        let low_rank = LowRank::take(&mut parts, rows, cols)?;
         Ok(Some(Binary {
             name: name.to_string(),
             rows,
@@ -232,8 +279,8 @@ impl Binary {
             planes,
             group,
             signs: packed.to_i32()?.iter().map(|&w| w as u32).collect(),
-            scales: scale.to_f32()?.into_owned(),
-            scale_dtype: scale.dtype,
+            scales: scales.values,
+            scale_dtype: scales.dtype,
             low_rank,
         }))
     }
@@ -299,15 +346,6 @@ impl Levels {
             best += (x >= (self.values[i - 1].0 + self.values[i].0) / 2.0) as usize;
         }
         (self.values[best].1, self.values[best].0)
-    }
-}
-
-fn wrong_shape(tensor: &Tensor, found: Option<Vec<usize>>, expected: &[usize]) -> Error {
-    Error::Shape {
-        name: tensor.name.clone(),
-        found: found.unwrap_or_else(|| tensor.shape.clone()),
-        expected: expected.to_vec(),
-        key: "the `compress` entry and the sizes".into(),
     }
 }
 
@@ -381,8 +419,24 @@ mod tests {
 
     #[test]
     fn the_residual_is_added() {
-        let low_rank = Some(LowRank { rank: 1, u: vec![0.5, -1.0], v: vec![2.0, 4.0] });
+        let low_rank = Some(LowRank::new(1, vec![0.5, -1.0], vec![2.0, 4.0]));
         let binary = Binary::new("w".into(), (2, 2), 1, 2, &[1; 4], &[1.0, 1.0], low_rank);
         assert_eq!(binary.to_dense(), [2.0, 3.0, -1.0, -3.0]);
+    }
+
+    #[test]
+    fn int8_factors_have_a_scale_a_direction_and_are_rounded_once() {
+        // Directions of very different size, and one of nothing.
+        let u = vec![1.0, 100.0, 0.0, -0.3, 0.1, 0.0];
+        let v = vec![0.2, -0.1, 0.05, 3.0, 2.0, -4.0, 0.0, 0.0, 0.0];
+        let low = LowRank::int8(3, u, v);
+        assert!((low.u[3] + 0.3).abs() < 1.0 / 250.0, "as fine as its own direction: {}", low.u[3]);
+        assert!((low.u[1] - 100.0).abs() < 0.05 && (low.v[4] - 2.0).abs() < 0.02, "{low:?}");
+        assert_eq!((low.u[2], low.v[8]), (0.0, 0.0));
+        assert_eq!(low.bytes(), 6 + 9 + 2 * (3 + 3));
+        let tensors = low.tensors("w", 2, 3);
+        assert_eq!(tensors.iter().map(|t| t.bytes().len()).sum::<usize>(), low.bytes());
+        let again = LowRank::int8(3, low.u.clone(), low.v.clone());
+        assert_eq!((again.u, again.v), (low.u, low.v), "rounding twice is rounding once");
     }
 }

@@ -98,8 +98,8 @@ pub fn bits_per_weight(model: &Model) -> f64 {
 }
 
 /// Multiply-accumulates of one forward pass over `batch` texts of `tokens` tokens each: linear layers
-/// and attention products. FLOPs are twice this. A packed matrix counts as the dense one that it is
-/// expanded to; LayerNorm, softmax and activations are not counted. What the runtime leaves out is not counted
+/// and attention products. FLOPs are twice this. Two binary factors count as two matrices, any other packed matrix as
+/// the dense one that it stands for; LayerNorm, softmax and activations are not counted. What the runtime leaves out is not counted
 /// either: tokens that a schedule drops, and all but the first token in the last layer where only that is read.
 pub fn macs(model: &Model, batch: usize, tokens: usize) -> u64 {
     batch as u64 * layer_macs(model, model.tokens.as_ref(), tokens) + around(model, batch, tokens)
@@ -171,7 +171,7 @@ fn through(
     ranked: impl Fn(usize) -> Option<Score>,
     reads: Reads,
 ) -> f64 {
-    let params = |linear: &Linear| linear.weight.params() as f64;
+    let each = |linear: &Linear| linear.weight.macs() as f64;
     let last = model.layers.iter().rposition(|l| l.attention.is_some());
     let mut macs = 0.0;
     for (l, (layer, lengths)) in model.layers.iter().zip(lengths.windows(2)).enumerate() {
@@ -188,8 +188,8 @@ fn through(
         if let Some(a) = &layer.attention {
             let square = |rows: f64| rows * n * (a.heads.len() * a.head_dim) as f64;
             let estimators = a.binary.iter().flat_map(|b| &b.estimators).flat_map(|e| e.linears());
-            macs += n * estimators.map(params).sum::<f64>();
-            macs += n * (params(&a.key) + params(&a.value)) + m * params(&a.output);
+            macs += n * estimators.map(each).sum::<f64>();
+            macs += n * (each(&a.key) + each(&a.value)) + m * each(&a.output);
             // Signs are multiplied for all tokens, whichever leave.
             let m = if a.binary.is_some() { n } else { m };
             macs += square(m);
@@ -198,10 +198,10 @@ fn through(
                 Some(Score::First) if a.binary.is_none() => 1.0 + m,
                 _ => m,
             };
-            macs += queries * params(&a.query) + square(queries);
+            macs += queries * each(&a.query) + square(queries);
         }
         if let Some(f) = &layer.ffn {
-            macs += m * (params(&f.up) + params(&f.down));
+            macs += m * (each(&f.up) + each(&f.down));
         }
     }
     macs
@@ -209,5 +209,5 @@ fn through(
 
 /// Of one linear layer over `rows` rows.
 fn product(linear: &Linear, rows: usize) -> u64 {
-    rows as u64 * linear.weight.params() as u64
+    rows as u64 * linear.weight.macs() as u64
 }

@@ -1,8 +1,8 @@
 //! Linear layers, tables and norms: what an encoder is built from, and the forms they are stored in.
 
-use super::binary::Binary;
 use super::elastic::Elastic;
-use crate::checkpoint::{Dtype, Tensor};
+use super::{Binary, DoubleBinary, Int8, LowRank};
+use crate::checkpoint::{Checkpoint, Tensor};
 use crate::{Error, Result};
 use std::borrow::Cow;
 
@@ -57,6 +57,8 @@ pub enum Weight {
     /// F32, F16 or BF16, `[rows, cols]`.
     Dense(Tensor),
     Binary(Binary),
+    Double(DoubleBinary),
+    Int8(Int8),
 }
 
 /// The scale and shift of a LayerNorm, `[hidden]` each.
@@ -122,11 +124,43 @@ impl Linear {
 }
 
 impl Weight {
+    /// Reads the packed matrix at `name`, if the checkpoint has one there, and takes its tensors out of it. `group`
+    /// is what config.json says of sign planes; `None` for one scale a row.
+    ///
+    /// # Errors
+    /// When parts are missing or do not fit `shape` or each other.
+    pub fn take_packed(
+        checkpoint: &mut Checkpoint,
+        name: &str,
+        shape: [usize; 2],
+        group: Option<usize>,
+    ) -> Result<Option<Weight>> {
+        if let Some(binary) = Binary::take(checkpoint, name, shape, group)? {
+            return Ok(Some(Weight::Binary(binary)));
+        }
+        if let Some(double) = DoubleBinary::take(checkpoint, name, shape)? {
+            return Ok(Some(Weight::Double(double)));
+        }
+        Ok(Int8::take(checkpoint, name, shape)?.map(Weight::Int8))
+    }
+
+    /// What the names of its tensors begin with, to be changed.
+    pub fn prefix_mut(&mut self) -> &mut String {
+        match self {
+            Weight::Dense(tensor) => &mut tensor.name,
+            Weight::Binary(binary) => &mut binary.name,
+            Weight::Double(double) => &mut double.name,
+            Weight::Int8(int8) => &mut int8.name,
+        }
+    }
+
     /// Tensor prefix in the checkpoint, without `.weight`.
     pub fn name(&self) -> &str {
         match self {
             Weight::Dense(tensor) => tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name),
             Weight::Binary(binary) => &binary.name,
+            Weight::Double(double) => &double.name,
+            Weight::Int8(int8) => &int8.name,
         }
     }
 
@@ -134,6 +168,8 @@ impl Weight {
         match self {
             Weight::Dense(tensor) => tensor.shape[0],
             Weight::Binary(binary) => binary.rows,
+            Weight::Double(double) => double.rows,
+            Weight::Int8(int8) => int8.rows,
         }
     }
 
@@ -141,6 +177,8 @@ impl Weight {
         match self {
             Weight::Dense(tensor) => tensor.shape[1],
             Weight::Binary(binary) => binary.cols,
+            Weight::Double(double) => double.cols,
+            Weight::Int8(int8) => int8.cols,
         }
     }
 
@@ -149,6 +187,8 @@ impl Weight {
         match self {
             Weight::Dense(tensor) => tensor.to_f32(),
             Weight::Binary(binary) => Ok(Cow::Owned(binary.to_dense())),
+            Weight::Double(double) => Ok(Cow::Owned(double.to_dense())),
+            Weight::Int8(int8) => Ok(Cow::Owned(int8.to_dense())),
         }
     }
 
@@ -157,10 +197,20 @@ impl Weight {
         self.rows() * self.cols()
     }
 
+    /// Multiply-accumulates of one input: those of both factors where there are two, else those of the matrix.
+    pub fn macs(&self) -> usize {
+        match self {
+            Weight::Double(double) => double.rank * (double.rows + double.cols),
+            Weight::Dense(_) | Weight::Binary(_) | Weight::Int8(_) => self.params(),
+        }
+    }
+
     pub fn tensors(&self) -> Vec<Tensor> {
         match self {
             Weight::Dense(tensor) => vec![tensor.clone()],
             Weight::Binary(binary) => binary.tensors(),
+            Weight::Double(double) => double.tensors(),
+            Weight::Int8(int8) => int8.tensors(),
         }
     }
 
@@ -169,10 +219,12 @@ impl Weight {
         match self {
             Weight::Dense(tensor) => tensor.bytes().len(),
             Weight::Binary(binary) => {
-                let low = binary.low_rank.as_ref().map_or(0, |l| 2 * (l.u.len() + l.v.len()));
-                let scale = if binary.scale_dtype == Dtype::F16 { 2 } else { 4 };
+                let low = binary.low_rank.as_ref().map_or(0, LowRank::bytes);
+                let scale = binary.scale_dtype.bits() / 8;
                 4 * binary.signs.len() + scale * binary.scales.len() + low + 16
             }
+            Weight::Double(double) => double.bytes(),
+            Weight::Int8(int8) => int8.bytes(),
         }
     }
 
@@ -190,6 +242,8 @@ impl Weight {
                 }
                 form + ")"
             }
+            Weight::Double(double) => format!("double(rank={})", double.rank),
+            Weight::Int8(_) => "int8".into(),
         }
     }
 
@@ -204,6 +258,11 @@ impl Weight {
                 found: format!("`{}` is packed in {} sign planes", binary.name, binary.planes),
                 expected: "only dense weights can be cut or packed".into(),
                 advice: "start from the checkpoint as it was before binarization",
+            }),
+            Weight::Double(_) | Weight::Int8(_) => Err(Error::Mismatch {
+                found: format!("`{}` is packed as {}", self.name(), self.form()),
+                expected: "only dense weights can be cut or packed".into(),
+                advice: "start from the checkpoint as it was before it was packed",
             }),
         }
     }

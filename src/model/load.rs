@@ -123,8 +123,8 @@ impl Reader<'_> {
 
     fn weight(&mut self, name: &str, shape: [usize; 2], key: &str) -> Result<Weight> {
         let group = self.structure.packed(name).group;
-        match Binary::take(self.checkpoint, name, shape, group)? {
-            Some(binary) => Ok(Weight::Binary(binary)),
+        match Weight::take_packed(self.checkpoint, name, shape, group)? {
+            Some(packed) => Ok(packed),
             None => Ok(Weight::Dense(self.tensor(&format!("{name}.weight"), &shape, key)?)),
         }
     }
@@ -384,7 +384,8 @@ fn head(reader: &mut Reader, family: &Family) -> Result<Head> {
             let name = family.pooler.map(|name| format!("{}{name}", reader.prefix));
             let stored =
                 |n: &str, part: &str| reader.checkpoint.get(&format!("{n}.{part}")).is_some();
-            let present = |n: &String| stored(n, "weight") || stored(n, "weight_packed");
+            let parts = ["weight", "weight_packed", "dbf_u", "weight_int8"];
+            let present = |n: &String| parts.iter().any(|part| stored(n, part));
             match name.filter(present) {
                 Some(name) => {
                     let pooler = reader.linear(&name, [pooled, hidden], family.keys.hidden)?;

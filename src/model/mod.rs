@@ -6,13 +6,16 @@
 pub mod binary;
 pub mod config;
 pub mod cost;
+pub mod double;
 pub mod elastic;
 pub mod family;
 pub mod head;
+pub mod int8;
 mod latent;
 pub mod linear;
 mod load;
 mod new_head;
+mod packed;
 mod places;
 mod save;
 pub mod slice;
@@ -24,10 +27,13 @@ pub mod tokens;
 
 pub use binary::{Binary, LowRank};
 pub use config::{Config, Task};
+pub use double::DoubleBinary;
 pub use elastic::{BinaryAttention, Elastic, Estimators};
 pub use family::{Activation, Family};
 pub use head::{Head, PoolMode};
+pub use int8::Int8;
 pub use linear::{Activations, Linear, Norm, Weight};
+pub use packed::Scales;
 pub use places::{Part, Place};
 pub use tokens::{Reads, Score, TokenSchedule};
 
@@ -163,6 +169,15 @@ impl Model {
         tensors.extend(self.head.tensors());
         tensors.extend(self.unused.iter().cloned());
         tensors
+    }
+
+    /// Forgets a copy of the word table under the name of the decoder that is tied to it: it would contradict a table
+    /// that was changed.
+    pub fn drop_tied_copy(&mut self) {
+        if self.config.tied {
+            let copy = format!("{}.weight", self.family.masked_lm.decoder);
+            self.unused.retain(|t| t.name != copy);
+        }
     }
 
     /// Gives the memory of mapped weights back; they are read again when they are needed.

@@ -94,11 +94,10 @@ impl Model {
         for (part, place) in self.places_mut() {
             match place {
                 _ if part == Part::Head && !bare => {}
-                Place::Matrix(Weight::Dense(tensor))
-                | Place::Tensor(tensor)
-                | Place::Scale(tensor)
-                | Place::FirstRow(tensor) => add(&mut tensor.name),
-                Place::Matrix(Weight::Binary(binary)) => add(&mut binary.name),
+                Place::Matrix(weight) => add(weight.prefix_mut()),
+                Place::Tensor(tensor) | Place::Scale(tensor) | Place::FirstRow(tensor) => {
+                    add(&mut tensor.name)
+                }
             }
         }
         for tensor in self.unused.iter_mut().filter(|t| t.name.starts_with("pooler.")) {

@@ -68,6 +68,11 @@ impl Structure {
         let layers = list.iter().enumerate().map(layer).collect::<Result<Vec<_>>>()?;
         let mut packed = BTreeMap::new();
         for (name, said) in entry["packed"].as_object().into_iter().flatten() {
+            if !["binary", "double", "int8"].map(Value::from).contains(&said["form"]) {
+                let expected =
+                    "\"binary\", \"double\" or \"int8\", the forms that this build reads";
+                return Err(bad(format!("packed.{name}.form"), &said["form"], expected.into()));
+            }
             let bits = &said["activations"];
             let known = bits.is_null() || bits.is_u64();
             // Signs of inputs are told by the tensors that scale them.
@@ -190,11 +195,10 @@ impl Model {
         for (part, place) in model.places_mut() {
             let Part::Layer(to) = part else { continue };
             match place {
-                Place::Matrix(Weight::Dense(tensor))
-                | Place::Tensor(tensor)
-                | Place::Scale(tensor)
-                | Place::FirstRow(tensor) => rename(&mut tensor.name, to),
-                Place::Matrix(Weight::Binary(binary)) => rename(&mut binary.name, to),
+                Place::Matrix(weight) => rename(weight.prefix_mut(), to),
+                Place::Tensor(tensor) | Place::Scale(tensor) | Place::FirstRow(tensor) => {
+                    rename(&mut tensor.name, to)
+                }
             }
         }
         model
@@ -232,17 +236,23 @@ impl Model {
     fn packed(&self) -> Map<String, Value> {
         self.weights()
             .into_iter()
-            .filter_map(|(weight, bits)| match weight {
-                Weight::Dense(_) => None,
-                Weight::Binary(b) => {
-                    let group = (b.group < b.cols).then_some(b.group);
-                    let rank = b.low_rank.as_ref().map(|l| l.rank);
-                    let entry = json!({
-                        "form": "binary", "planes": b.planes, "group": group, "rank": rank,
-                        "activations": bits,
-                    });
-                    Some((b.name.clone(), entry))
-                }
+            .filter_map(|(weight, activations)| {
+                let entry = match weight {
+                    Weight::Dense(_) => return None,
+                    Weight::Binary(b) => {
+                        let group = (b.group < b.cols).then_some(b.group);
+                        let rank = b.low_rank.as_ref().map(|l| l.rank);
+                        json!({
+                            "form": "binary", "planes": b.planes, "group": group, "rank": rank,
+                            "activations": activations,
+                        })
+                    }
+                    Weight::Double(d) => {
+                        json!({"form": "double", "rank": d.rank, "activations": activations})
+                    }
+                    Weight::Int8(_) => json!({"form": "int8", "activations": activations}),
+                };
+                Some((weight.name().to_string(), entry))
             })
             .collect()
     }

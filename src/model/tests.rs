@@ -145,3 +145,117 @@ fn every_tensor_shows_in_the_answer() {
         }
     }
 }
+
+/// A model whose first layer has a query in two binary factors and a value in int8.
+fn with_every_form() -> Model {
+    let mut model = tiny("bert", Task::Bare, 13);
+    let attention = model.layers[0].attention.as_mut().expect("attention");
+    let name = |linear: &Linear| linear.weight.name().to_string();
+    let (u, v) = (gaussian(HIDDEN * 40, 14), gaussian(40 * HIDDEN, 15));
+    let scales = [HIDDEN, 40, HIDDEN].map(|n| (0..n).map(|i| 0.1 + 0.01 * i as f32).collect());
+    let query = &mut attention.query;
+    let double = DoubleBinary::new(name(query), (HIDDEN, HIDDEN), 40, (&u, &v), scales);
+    query.weight = Weight::Double(double);
+    query.activations = Activations::Int4;
+    let value = &mut attention.value;
+    let int8 = Int8::new(name(value), (HIDDEN, HIDDEN), &gaussian(HIDDEN * HIDDEN, 16));
+    value.weight = Weight::Int8(int8);
+    value.activations = Activations::Int8;
+    let codes = [1; HIDDEN * HIDDEN];
+    let factors = LowRank::int8(2, gaussian(2 * HIDDEN, 17), gaussian(2 * HIDDEN, 18));
+    let (key, shape) = (&mut attention.key, (HIDDEN, HIDDEN));
+    let scales = [0.5; HIDDEN];
+    let binary = Binary::new(name(key), shape, 1, HIDDEN, &codes, &scales, Some(factors));
+    key.weight = Weight::Binary(binary);
+    let table = model.embeddings.word.to_f32().expect("floats").into_owned();
+    let int8 = Int8::new(model.embeddings.word.name().into(), (VOCAB, HIDDEN), &table);
+    model.embeddings.word = Weight::Int8(int8);
+    model
+}
+
+#[test]
+fn every_form_is_read_as_it_was_written() {
+    let model = with_every_form();
+    let json = model.config_json(&json!("tests"));
+    insta::assert_snapshot!(json["compress"]["packed"], @r#"{"embeddings.word_embeddings":{"form":"int8","activations":null},"encoder.layer.0.attention.self.query":{"form":"double","rank":40,"activations":4},"encoder.layer.0.attention.self.key":{"form":"binary","planes":1,"group":null,"rank":2,"activations":null},"encoder.layer.0.attention.self.value":{"form":"int8","activations":8}}"#);
+    let again = reopen(&model);
+    assert_eq!(again.config_json(&json!("tests")), json);
+    assert_eq!(stored(&again), stored(&model));
+    let batch = batch(19, &[4, 7]);
+    assert_eq!(answers(&again, &batch, None), answers(&model, &batch, None));
+    for weight in [&model.layers[0].linears()[0].1.weight, &model.embeddings.word] {
+        let bytes: usize = weight.tensors().iter().map(|t| t.bytes().len()).sum();
+        assert_eq!(weight.bytes(), bytes, "{}", weight.form());
+    }
+    // Where a layer is gone, the others are numbered anew, with what is packed in them.
+    let mut shorter = model.clone();
+    shorter.layers.swap(0, 1);
+    shorter.layers[2] = Layer { attention: None, ffn: None };
+    let moved = shorter.compacted();
+    let names = moved.layers[1].linears().into_iter().map(|(_, l)| l.weight.name().to_string());
+    assert!(names.clone().all(|name| name.starts_with("encoder.layer.1.")), "{:?}", names.last());
+}
+
+/// What runs is what counts: both factors.
+#[test]
+fn two_factors_count_as_two_matrices() {
+    let dense = tiny("bert", Task::Bare, 13);
+    let packed = with_every_form();
+    let more = (40 * (HIDDEN + HIDDEN) - HIDDEN * HIDDEN) as u64;
+    assert_eq!(cost::macs(&packed, 2, 7), cost::macs(&dense, 2, 7) + 14 * more);
+}
+
+#[test]
+fn mistakes_in_packed_parts_are_named() {
+    let model = with_every_form();
+    let mut told = String::new();
+    let mut open = |edit: &dyn Fn(&mut Parts)| {
+        let config = model.config_json(&json!("tests"));
+        let mut parts = Parts { config, tensors: model.tensors(), pooling: None };
+        edit(&mut parts);
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        parts.write(dir.path());
+        let error = Model::open(dir.path()).expect_err("a mistake");
+        told += &format!("{error}\n");
+    };
+    let at = |part: &str| format!("encoder.layer.0.attention.self.{part}");
+    let halves = |parts: &mut Parts, part: &str, shape: &[usize], value: f32| {
+        let values = vec![value; shape.iter().product()];
+        *parts.tensor(&at(part)) = Tensor::from_f32(at(part), shape, &values, Dtype::F16);
+    };
+    for part in ["query.dbf_v", "query.weight_shape", "value.weight_scale", "key.lowrank_u_scale"] {
+        open(&|p| p.tensors.retain(|t| t.name != at(part)));
+    }
+    open(&|p| {
+        let name = at("query.dbf_v");
+        *p.tensor(&name) = Tensor::from_i32(name.clone(), &[70, 1], &[0; 70]);
+    });
+    open(&|p| halves(p, "query.dbf_m", &[39], 0.5));
+    open(&|p| halves(p, "query.dbf_b", &[HIDDEN], f32::NAN));
+    open(&|p| halves(p, "value.weight_scale", &[HIDDEN, 1], 0.5));
+    open(&|p| halves(p, "key.lowrank_v_scale", &[3], 0.5));
+    open(&|p| {
+        let name = at("value.weight_int8");
+        let codes = [-65; HIDDEN * HIDDEN];
+        *p.tensor(&name) = Tensor::from_i8(name.clone(), &[HIDDEN, HIDDEN], &codes);
+    });
+    open(&|p| halves(p, "value.weight_int8", &[HIDDEN, HIDDEN], 1.0));
+    let query = at("query");
+    open(&|p| p.config["compress"]["packed"][&query]["form"] = json!("ternary"));
+    open(&|p| p.config["compress"]["packed"][&query]["activations"] = json!(16));
+    insta::assert_snapshot!(told, @r#"
+    tensor `encoder.layer.0.attention.self.query.dbf_v` is missing, expected by the packed matrix `encoder.layer.0.attention.self.query.dbf_u`; use the config.json that was saved with these weights, or fetch the checkpoint again
+    tensor `encoder.layer.0.attention.self.query.weight_shape` is missing, expected by the packed matrix `encoder.layer.0.attention.self.query.dbf_u`; use the config.json that was saved with these weights, or fetch the checkpoint again
+    tensor `encoder.layer.0.attention.self.value.weight_scale` is missing, expected by the packed matrix `encoder.layer.0.attention.self.value.weight_int8`; use the config.json that was saved with these weights, or fetch the checkpoint again
+    tensor `encoder.layer.0.attention.self.key.lowrank_u_scale` is missing, expected by the packed matrix `encoder.layer.0.attention.self.key.weight_packed`; use the config.json that was saved with these weights, or fetch the checkpoint again
+    tensor `encoder.layer.0.attention.self.query.dbf_u` has shape [16, 2], expected [16, 3] from the `compress` entry and the sizes in config.json; use the config.json that was saved with these weights
+    tensor `encoder.layer.0.attention.self.query.dbf_m` has shape [39], expected [40] from the `compress` entry and the sizes in config.json; use the config.json that was saved with these weights
+    tensor `encoder.layer.0.attention.self.query.dbf_b` holds NaN at flat index 0, expected finite numbers; the checkpoint is damaged or its training diverged
+    tensor `encoder.layer.0.attention.self.value.weight_scale` has shape [16, 1], expected [16] from the `compress` entry and the sizes in config.json; use the config.json that was saved with these weights
+    tensor `encoder.layer.0.attention.self.key.lowrank_v_scale` has shape [3], expected [2] from the `compress` entry and the sizes in config.json; use the config.json that was saved with these weights
+    tensor `encoder.layer.0.attention.self.value.weight_int8` holds the code -65, but codes go from -64 to 64; pack the model again, or fetch the checkpoint again
+    tensor `encoder.layer.0.attention.self.value.weight_int8` has dtype F16, expected I8; convert the checkpoint first
+    config.json: `compress.packed.encoder.layer.0.attention.self.query.form` is "ternary", expected "binary", "double" or "int8", the forms that this build reads; use the config.json that was written with these weights
+    config.json: `compress.packed.encoder.layer.0.attention.self.query.activations` is 16, expected null, 8 or 4; use the config.json that was written with these weights
+    "#);
+}

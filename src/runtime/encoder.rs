@@ -492,5 +492,13 @@ pub(super) fn add_table_row(table: &Weight, row: usize, out: &mut [f32]) -> Resu
             binary.add_row(row, out);
             Ok(())
         }
+        Weight::Double(double) => {
+            double.add_row(row, out);
+            Ok(())
+        }
+        Weight::Int8(int8) => {
+            int8.add_row(row, out);
+            Ok(())
+        }
     }
 }

@@ -5,7 +5,8 @@ use crate::checkpoint::{Dtype, Tensor};
 use crate::model::slice::Masks;
 use crate::model::testing::*;
 use crate::model::{
-    Activations, Binary, FeedForward, Layer, Linear, LowRank, Model, PoolMode, Task, Weight, family,
+    Activations, Binary, DoubleBinary, FeedForward, Int8, Layer, Linear, LowRank, Model, PoolMode,
+    Task, Weight, family,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -408,28 +409,39 @@ fn normalized_embeddings_have_length_one() {
     }
 }
 
-/// `model` with its layers' matrices in sign planes, and inputs that are rounded.
-fn in_planes(mut model: Model, planes: usize, rank: usize, activations: Activations) -> Model {
+/// `model` with its layers' matrices packed, and inputs that are rounded: in int8, in two binary factors, or in sign
+/// planes with a residual.
+fn packed_as(mut model: Model, kind: usize, rank: usize, activations: Activations) -> Model {
     for (l, layer) in model.layers.iter_mut().enumerate() {
         for (i, linear) in layer.linears_mut().into_iter().enumerate() {
-            let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
+            let shape @ (rows, cols) = (linear.weight.rows(), linear.weight.cols());
             let mut normal = Normal::new((l * 10 + i) as u64);
-            let codes: Vec<u8> = (0..rows * cols)
-                .map(|_| (normal.draw() * 1e4) as i32 as u8 % (1 << planes))
-                .collect();
-            let scales: Vec<f32> = (0..planes * rows)
-                .map(|j| 0.2 / (1 << (j / rows)) as f32 + 1e-3 * j as f32)
-                .collect();
-            let mut factor = |n: usize| (0..n).map(|_| 0.1 * normal.draw()).collect();
-            let low_rank = (rank > 0).then(|| LowRank {
-                rank,
-                u: factor(rows * rank),
-                v: factor(rank * cols),
-            });
+            let mut some = |n: usize| -> Vec<f32> { (0..n).map(|_| normal.draw()).collect() };
             let name = linear.weight.name().to_string();
-            let shape = (rows, cols);
-            let binary = Binary::new(name, shape, planes, cols, &codes, &scales, low_rank);
-            linear.weight = Weight::Binary(binary);
+            linear.weight = match kind {
+                0 => Weight::Int8(Int8::new(name, shape, &some(rows * cols))),
+                5 => {
+                    let (u, v) = (some(rows * 20), some(20 * cols));
+                    let scales =
+                        [rows, 20, cols].map(|n| (0..n).map(|j| 0.3 + 0.01 * j as f32).collect());
+                    Weight::Double(DoubleBinary::new(name, shape, 20, (&u, &v), scales))
+                }
+                planes => {
+                    let codes: Vec<u8> = some(rows * cols)
+                        .iter()
+                        .map(|x| (x * 1e4) as i32 as u8 % (1 << planes))
+                        .collect();
+                    let scale = |j: usize| 0.2 / (1 << (j / rows)) as f32 + 1e-3 * j as f32;
+                    let scales: Vec<f32> = (0..planes * rows).map(scale).collect();
+                    let factors = (some(rows * rank), some(rank * cols));
+                    let small = |x: Vec<f32>| x.iter().map(|x| 0.1 * x).collect();
+                    let low_rank =
+                        (rank > 0).then(|| LowRank::new(rank, small(factors.0), small(factors.1)));
+                    Weight::Binary(Binary::new(
+                        name, shape, planes, cols, &codes, &scales, low_rank,
+                    ))
+                }
+            };
             linear.activations = activations;
         }
     }
@@ -441,9 +453,9 @@ fn in_planes(mut model: Model, planes: usize, rank: usize, activations: Activati
 fn packed_matrices_answer_as_the_matrices_they_stand_for() {
     let texts = batch(81, &[7, 1, 12, 4]);
     for (i, (family, task)) in every().enumerate() {
-        let (planes, rank) = (1 + i % 4, [0, 3][i % 2]);
+        let (kind, rank) = (i % 6, [0, 3][i % 2]);
         let activations = [Activations::Int8, Activations::Int4][i / 4 % 2];
-        let model = in_planes(parts(family, task, 82).open(), planes, rank, activations);
+        let model = packed_as(parts(family, task, 82).open(), kind, rank, activations);
         let plain = Encoder::new(&model).expect("a model that runs");
         let packed = Encoder::packed(&model).expect("a model that runs");
         assert!(packed.layers[0].ffn.as_ref().is_some_and(|f| f.up.integers.is_some()));
@@ -458,7 +470,7 @@ fn packed_matrices_answer_as_the_matrices_they_stand_for() {
             // Levels of several planes are rounded to 64ths of the greatest; a step of 4 bits is a fifteenth of a row's
             // range, and one input in a few hundred takes another step.
             let most = if activations == Activations::Int4 { 0.2 } else { 0.06 };
-            assert!(off < most * of, "{family} {task:?}, {planes} planes: {off} of {of}");
+            assert!(off < most * of, "{family} {task:?}, kind {kind}: {off} of {of}");
         }
     }
 }

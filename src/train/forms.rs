@@ -2,7 +2,7 @@
 
 use super::centred::Centred;
 use crate::model::binary::{Levels, level};
-use crate::model::{Binary, LowRank};
+use crate::model::{Binary, DoubleBinary, Int8, LowRank};
 use crate::runtime::kernels::{Mat, MatMut, add_product, product};
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -16,6 +16,8 @@ pub enum Form {
     Scale,
     Signs(Signs),
     Centred(Centred),
+    Double(Double),
+    Rounded(Rounded),
     Factors(Factors),
     Codebook(Codebook),
 }
@@ -35,6 +37,37 @@ pub struct Signs {
     pub scales: Vec<f32>,
     /// Added to the planes.
     pub residual: Option<Factors>,
+    /// Whether the residual is stored in int8.
+    pub residual_int8: bool,
+}
+
+/// Two binary factors between three diagonals, whose signs and scales are trained: the signs of latent numbers, passed
+/// straight through on the way back (BiPFT notes, §5.6 and §5.11).
+#[derive(Debug, Clone)]
+pub struct Double {
+    pub rows: usize,
+    pub rank: usize,
+    pub cols: usize,
+    /// `[rows, rank]`
+    pub u: Vec<f32>,
+    /// `[rank, cols]`
+    pub v: Vec<f32>,
+    /// `[rows]`
+    pub a: Vec<f32>,
+    /// `[rank]`
+    pub m: Vec<f32>,
+    /// `[cols]`
+    pub b: Vec<f32>,
+}
+
+/// A matrix that is stored in int8: latent weights, rounded as they are stored with a scale from the largest of each
+/// row, and passed straight through on the way back.
+#[derive(Debug, Clone)]
+pub struct Rounded {
+    pub rows: usize,
+    pub cols: usize,
+    /// `[rows, cols]`
+    pub latent: Vec<f32>,
 }
 
 /// Of the way from the border between two levels to the level: nearer to the border no latent weight starts.
@@ -89,6 +122,14 @@ impl Form {
                 }
                 all
             }
+            Form::Double(d) => vec![
+                (Kind::Latent, &mut d.u),
+                (Kind::Latent, &mut d.v),
+                (Kind::Scale, &mut d.a),
+                (Kind::Scale, &mut d.m),
+                (Kind::Scale, &mut d.b),
+            ],
+            Form::Rounded(rounded) => vec![(Kind::Latent, &mut rounded.latent)],
             Form::Factors(f) => vec![(Kind::Factor, &mut f.u), (Kind::Factor, &mut f.v)],
             Form::Codebook(c) => vec![(Kind::Factor, &mut c.words)],
         }
@@ -97,7 +138,10 @@ impl Form {
     /// The gradients of the parameters, from `grad`, the one of the matrix.
     pub fn gradients<'a>(&self, grad: &'a [f32]) -> Vec<Cow<'a, [f32]>> {
         match self {
-            Form::Dense | Form::Scale | Form::Centred(_) => vec![Cow::Borrowed(grad)],
+            Form::Dense | Form::Scale | Form::Centred(_) | Form::Rounded(_) => {
+                vec![Cow::Borrowed(grad)]
+            }
+            Form::Double(d) => d.gradients(grad).map(Cow::Owned).into(),
             Form::Signs(signs) => {
                 let mut all = vec![Cow::Borrowed(grad), Cow::Owned(signs.scale_gradient(grad))];
                 if let Some(r) = &signs.residual {
@@ -116,6 +160,10 @@ impl Form {
             Form::Dense | Form::Scale => {}
             Form::Centred(centred) => centred.write(leaf),
             Form::Signs(signs) => signs.write(leaf),
+            Form::Double(d) => d.write(leaf),
+            Form::Rounded(rounded) => {
+                leaf.copy_from_slice(&rounded.pack(String::new()).to_dense());
+            }
             Form::Factors(f) => {
                 leaf.fill(0.0);
                 f.add_to(leaf);
@@ -136,6 +184,7 @@ impl Signs {
             let (row_group, plane) = (i / planes, i % planes);
             *scale = binary.scales[plane * rows * groups + row_group];
         }
+        let residual_int8 = binary.low_rank.as_ref().is_some_and(|l| l.steps.is_some());
         let residual = binary.low_rank.as_ref().map(|l| Factors {
             rows,
             rank: l.rank,
@@ -148,7 +197,7 @@ impl Signs {
             level(&scales[at..at + planes], code)
         };
         let latent = binary.codes().iter().enumerate().map(value).collect();
-        Signs { rows, cols, planes, group, latent, scales, residual }
+        Signs { rows, cols, planes, group, latent, scales, residual, residual_int8 }
     }
 
     /// Latent weights start at `origin`, `[rows, cols]`, the matrix as it was before it was packed, but no nearer to the
@@ -181,10 +230,9 @@ impl Signs {
     pub fn pack(&self, name: String) -> Binary {
         let scale = |k: usize| self.scales.iter().skip(k).step_by(self.planes).copied();
         let scales: Vec<f32> = (0..self.planes).flat_map(scale).collect();
-        let low_rank = self.residual.as_ref().map(|r| LowRank {
-            rank: r.rank,
-            u: r.u.clone(),
-            v: r.v.clone(),
+        let low_rank = self.residual.as_ref().map(|r| {
+            let stored = if self.residual_int8 { LowRank::int8 } else { LowRank::new };
+            stored(r.rank, r.u.clone(), r.v.clone())
         });
         let shape = (self.rows, self.cols);
         Binary::new(name, shape, self.planes, self.group, &self.codes(), &scales, low_rank)
@@ -249,6 +297,80 @@ impl Signs {
             }
         });
         sums
+    }
+}
+
+impl Double {
+    /// What a packed matrix is trained as. Latent numbers start as far from 0 as its weights are on average: signs
+    /// flip after as many steps as those of sign planes.
+    pub fn of(double: &DoubleBinary) -> Double {
+        let DoubleBinary { rows, rank, cols, .. } = *double;
+        let dense = double.to_dense();
+        let size = dense.iter().map(|w| w.abs()).sum::<f32>() / dense.len().max(1) as f32;
+        let [u, v] = double.signs().map(|signs| signs.iter().map(|s| s * size).collect());
+        let [a, m, b] = [&double.a, &double.m, &double.b].map(|s| s.values.clone());
+        Double { rows, rank, cols, u, v, a, m, b }
+    }
+
+    /// As it is stored.
+    pub fn pack(&self, name: String) -> DoubleBinary {
+        let scales = [self.a.clone(), self.m.clone(), self.b.clone()];
+        DoubleBinary::new(name, (self.rows, self.cols), self.rank, (&self.u, &self.v), scales)
+    }
+
+    fn write(&self, leaf: &mut [f32]) {
+        let [u, v] = self.scaled();
+        let v = Mat::new(&v, self.rank, self.cols);
+        let out = MatMut::new(leaf, self.rows, self.cols);
+        product(out, Mat::new(&u, self.rows, self.rank), v, 1.0);
+    }
+
+    /// `diag(a)·U·diag(m)` and `V·diag(b)`, of signs.
+    fn scaled(&self) -> [Vec<f32>; 2] {
+        let Double { rank, cols, .. } = *self;
+        let u = self.u.iter().enumerate();
+        let u = u.map(|(i, &x)| sign(x) * self.a[i / rank] * self.m[i % rank]).collect();
+        let v = self.v.iter().enumerate().map(|(i, &x)| sign(x) * self.b[i % cols]).collect();
+        [u, v]
+    }
+
+    /// Of `u`, `v`, `a`, `m` and `b`.
+    fn gradients(&self, grad: &[f32]) -> [Vec<f32>; 5] {
+        let Double { rows, rank, cols, .. } = *self;
+        let [u, v] = self.scaled();
+        let grad = Mat::new(grad, rows, cols);
+        let (mut du, mut dv) = (vec![0.0; self.u.len()], vec![0.0; self.v.len()]);
+        product(MatMut::new(&mut du, rows, rank), grad, Mat::new(&v, rank, cols).t(), 1.0);
+        product(MatMut::new(&mut dv, rank, cols), Mat::new(&u, rows, rank).t(), grad, 1.0);
+        let (mut da, mut dm, mut db) = (vec![0.0; rows], vec![0.0; rank], vec![0.0; cols]);
+        for (i, (g, x)) in du.iter_mut().zip(&self.u).enumerate() {
+            let (row, r) = (i / rank, i % rank);
+            da[row] += *g * sign(*x) * self.m[r];
+            dm[r] += *g * sign(*x) * self.a[row];
+            *g *= self.a[row] * self.m[r];
+        }
+        for (i, (g, x)) in dv.iter_mut().zip(&self.v).enumerate() {
+            db[i % cols] += *g * sign(*x);
+            *g *= self.b[i % cols];
+        }
+        [du, dv, da, dm, db]
+    }
+}
+
+/// The sign of 0 is +1.
+fn sign(x: f32) -> f32 {
+    if x >= 0.0 { 1.0 } else { -1.0 }
+}
+
+impl Rounded {
+    /// What a packed matrix is trained as.
+    pub fn of(int8: &Int8) -> Rounded {
+        Rounded { rows: int8.rows, cols: int8.cols, latent: int8.to_dense() }
+    }
+
+    /// As it is stored.
+    pub fn pack(&self, name: String) -> Int8 {
+        Int8::new(name, (self.rows, self.cols), &self.latent)
     }
 }
 
@@ -362,7 +484,7 @@ mod tests {
             let stored: Vec<f32> = (0..planes)
                 .flat_map(|k| scales.iter().skip(k).step_by(planes).copied().collect::<Vec<_>>())
                 .collect();
-            let low_rank = LowRank { rank: 2, u: gaussian(8, 8), v: gaussian(12, 9) };
+            let low_rank = LowRank::new(2, gaussian(8, 8), gaussian(12, 9));
             let shape = (rows, cols);
             let binary =
                 Binary::new("w".into(), shape, planes, group, &codes, &stored, Some(low_rank));
@@ -370,6 +492,73 @@ mod tests {
             assert_eq!(signs.codes(), codes);
             assert_gradients(Form::Signs(signs), rows * cols);
         }
+    }
+
+    fn double(rows: usize, cols: usize, rank: usize) -> DoubleBinary {
+        let (u, v) = (gaussian(rows * rank, 11), gaussian(rank * cols, 12));
+        let scales = [rows, rank, cols].map(|n| (0..n).map(|i| 0.5 + 0.1 * i as f32).collect());
+        DoubleBinary::new("w".into(), (rows, cols), rank, (&u, &v), scales)
+    }
+
+    /// The signs taken for numbers, the matrix is linear in each of its five parts: a step of 1 is exact.
+    #[test]
+    fn binary_factors_have_the_gradients_of_their_differences() {
+        let (rows, cols, rank) = (4, 6, 5);
+        let start = Double::of(&double(rows, cols, rank));
+        let direction = gaussian(rows * cols, 13);
+        let [u, v] = [&start.u, &start.v].map(|x| x.iter().map(|&x| sign(x)).collect());
+        let parts: [Vec<f32>; 5] = [u, v, start.a.clone(), start.m.clone(), start.b.clone()];
+        let loss = |[u, v, a, m, b]: &[Vec<f32>; 5]| -> f64 {
+            let term = |i: usize| {
+                let (row, r, col) = (i / (rank * cols), i / cols % rank, i % cols);
+                let value = a[row] * u[row * rank + r] * m[r] * v[r * cols + col] * b[col];
+                (value * direction[row * cols + col]) as f64
+            };
+            (0..rows * rank * cols).map(term).sum()
+        };
+        let gradients = Form::Double(start).gradients(&direction);
+        assert_eq!(gradients.len(), parts.len());
+        for (i, gradient) in gradients.iter().enumerate() {
+            for j in 0..gradient.len() {
+                let mut moved = parts.clone();
+                moved[i][j] += 1.0;
+                let expected = loss(&moved) - loss(&parts);
+                let found = gradient[j] as f64;
+                assert!((found - expected).abs() < 1e-3 * (1.0 + expected.abs()), "part {i}, {j}");
+            }
+        }
+    }
+
+    #[test]
+    fn binary_factors_and_int8_train_from_their_own_values_and_pack_to_the_same() {
+        let before = double(7, 40, 33);
+        let form = Double::of(&before);
+        let mut matrix = vec![0.0; 7 * 40];
+        form.write(&mut matrix);
+        for (found, expected) in matrix.iter().zip(before.to_dense()) {
+            assert!((found - expected).abs() < 1e-4 * (1.0 + expected.abs()), "{found} {expected}");
+        }
+        let after = form.pack("w".into());
+        assert_eq!((&after.u, &after.v), (&before.u, &before.v));
+        assert_eq!((&after.a, &after.m, &after.b), (&before.a, &before.m, &before.b));
+        // A latent number that crosses 0 flips its sign, and no other.
+        let mut moved = form;
+        moved.u[3] = -moved.u[3];
+        let [found, expected] = [moved.pack("w".into()), after].map(|d| d.signs()[0].clone());
+        let flipped: Vec<usize> = (0..found.len()).filter(|&i| found[i] != expected[i]).collect();
+        assert_eq!(flipped, [3]);
+
+        let before = Int8::new("w".into(), (7, 40), &gaussian(7 * 40, 14));
+        let rounded = Rounded::of(&before);
+        let after = rounded.pack("w".into());
+        assert_eq!((&after.codes, &after.scales), (&before.codes, &before.scales));
+        assert_gradients(Form::Rounded(rounded.clone()), 7 * 40);
+        let mut moved = rounded;
+        moved.latent[5] += 0.6 * before.scales.values[0];
+        let changed = moved.pack("w".into());
+        let changed: Vec<usize> =
+            (0..280).filter(|&i| changed.codes[i] != before.codes[i]).collect();
+        assert_eq!(changed, [5]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::centred::Centred;
 use super::compact::Compact;
-use super::forms::{Form, Kind, Signs};
+use super::forms::{Double, Form, Kind, Rounded, Signs};
 use super::objective::{Moment, Objective, Rate, Seen};
 use super::optimizer::{Adam, Step, sum_of_squares};
 use super::tape::{self, Dropout, Plan};
@@ -62,14 +62,14 @@ impl<'m> Trainer<'m> {
             let (name, decays, form) = match place {
                 Place::Matrix(weight) => {
                     let form = match &*weight {
+                        _ if !wanted(part) => Form::Dense,
                         Weight::Dense(_) => Form::Dense,
-                        Weight::Binary(binary) if wanted(part) => {
-                            match centred.contains(binary.name.as_str()) {
-                                true => Form::Centred(Centred::of(binary)),
-                                false => Form::Signs(Signs::of(binary)),
-                            }
-                        }
-                        Weight::Binary(_) => Form::Dense,
+                        Weight::Binary(binary) => match centred.contains(binary.name.as_str()) {
+                            true => Form::Centred(Centred::of(binary)),
+                            false => Form::Signs(Signs::of(binary)),
+                        },
+                        Weight::Double(double) => Form::Double(Double::of(double)),
+                        Weight::Int8(int8) => Form::Rounded(Rounded::of(int8)),
                     };
                     (format!("{}.weight", weight.name()), true, form)
                 }
@@ -349,6 +349,8 @@ impl<'m> Trainer<'m> {
             (false, _) => None,
             (true, Form::Signs(signs)) => Some(Value::Signs(signs)),
             (true, Form::Centred(centred)) => Some(Value::Centred(centred)),
+            (true, Form::Double(double)) => Some(Value::Double(double)),
+            (true, Form::Rounded(rounded)) => Some(Value::Rounded(rounded)),
             (true, _) => Some(Value::Dense(std::mem::take(leaf.to_mut()))),
         };
         Trained { values: leaves.zip(slots).map(value).collect() }
@@ -381,6 +383,8 @@ enum Value {
     Dense(Vec<f32>),
     Signs(Signs),
     Centred(Centred),
+    Double(Double),
+    Rounded(Rounded),
 }
 
 impl Trained {
@@ -412,6 +416,12 @@ impl Trained {
                 (Place::Matrix(weight), Value::Centred(centred)) => {
                     *weight = Weight::Binary(centred.pack(weight.name().to_string()));
                 }
+                (Place::Matrix(weight), Value::Double(double)) => {
+                    *weight = Weight::Double(double.pack(weight.name().to_string()));
+                }
+                (Place::Matrix(weight), Value::Rounded(rounded)) => {
+                    *weight = Weight::Int8(rounded.pack(weight.name().to_string()));
+                }
                 (Place::Matrix(weight), Value::Dense(values)) => {
                     *weight = Weight::Dense(store(weight.dense()?, &values));
                 }
@@ -423,8 +433,8 @@ impl Trained {
                     all[..values.len()].copy_from_slice(&values);
                     *tensor = store(tensor, &all);
                 }
-                (_, Value::Signs(_) | Value::Centred(_)) => {
-                    unreachable!("only matrices have sign planes")
+                (_, Value::Signs(_) | Value::Centred(_) | Value::Double(_) | Value::Rounded(_)) => {
+                    unreachable!("only matrices are packed")
                 }
             }
         }

@@ -7,6 +7,7 @@
 
 mod commands;
 mod determinism;
+mod format;
 mod golden;
 mod help;
 mod identity;
