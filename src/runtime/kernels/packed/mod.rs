@@ -160,7 +160,7 @@ impl Packed {
     ///
     /// With 8-bit activations two and more planes are one integer product: the `2^planes` levels of
     /// a row are rounded to integers, the unit being 1/64 of the greatest level. That moves a level
-    /// by at most 0.8 % of the greatest one (2.4 · 10^-5 of its square on average), where two planes
+    /// by at most 0.8 % of the greatest one (2.0 · 10^-5 of its square on average), where two planes
     /// stand for Gaussian weights with an error of 12 % of the weights' own square, and three with 4 %.
     ///
     /// # Panics
