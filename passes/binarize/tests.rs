@@ -254,7 +254,7 @@ fn a_residual_in_int8_takes_half_the_bytes_and_loses_next_to_nothing() {
     for text in [None, Some(&text)] {
         let of =
             |factors| packed(&model, &Binarize { rank: 4, factors, ..Binarize::default() }, text);
-        let ((f16, before), (int8, after)) = (of(Factors::F16), of(Factors::Int8));
+        let ((_, before), (int8, after)) = (of(Factors::F16), of(Factors::Int8));
         let (f16_error, int8_error) = (mean_error(&before), mean_error(&after));
         assert!((int8_error / f16_error - 1.0).abs() < 0.05, "{f16_error} {int8_error}");
         for (f16, int8) in before.iter().zip(&after) {
@@ -264,8 +264,8 @@ fn a_residual_in_int8_takes_half_the_bytes_and_loses_next_to_nothing() {
             let scales = 4 * (rows + cols) as i64 - saved;
             assert!((16..=32).contains(&scales), "{}: {saved} bytes saved", f16.tensor);
         }
-        assert!(distance(&answers(&int8, &texts, None), &answers(&f16, &texts, None)) < 0.2);
         assert_eq!(stored(&reopen(&int8)), stored(&int8));
+        assert_eq!(answers(&reopen(&int8), &texts, None), answers(&int8, &texts, None));
     }
 }
 
