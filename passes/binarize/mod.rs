@@ -155,6 +155,9 @@ impl Pass for Binarize {
         }
         if self.activations == 1 {
             // One scale a matrix, and nothing beside it: there is no choice of these.
+            if self.form != Form::Planes {
+                return fail("form", "double, with activations=1".into(), "planes");
+            }
             let only =
                 [("planes", self.planes, 1), ("rank", self.rank, 0), ("group", self.group, 0)];
             for (option, found, only) in only {
@@ -296,15 +299,7 @@ impl Binarize {
     /// Planes without a residual, for tables and heads.
     fn plain(&self, planes: usize) -> Binarize {
         let factors = Factors::F16;
-        Binarize {
-            form: Form::Planes,
-            planes,
-            rate: 0.0,
-            rank: 0,
-            factors,
-            activations: 32,
-            ..self.clone()
-        }
+        Binarize { form: Form::Planes, planes, rate: 0.0, rank: 0, factors, ..self.clone() }
     }
 
     /// What a packed layer makes of its inputs.

@@ -623,7 +623,7 @@ fn refusals_name_the_option_and_its_range() {
     pass `binarize`: `rank` is 2, expected 0 beside `form=double`
     pass `binarize`: `group` is 32, expected 0 beside `form=double`
     pass `binarize`: `factors` is int8, expected f16 where there is no residual (`rank=0`)
-    pass `binarize`: `activations` is 16, expected 8, 4, or 32 for exact ones
+    pass `binarize`: `activations` is 16, expected 32, 8, 4 or 1
     ");
 }
 
@@ -691,8 +691,9 @@ fn activations_of_one_bit_need_one_plane_and_text_and_say_that_they_need_trainin
     let check = |options: Binarize| options.check().expect_err("out of range").to_string();
     let one = || Binarize { planes: 1, activations: 1, ..Binarize::default() };
     insta::assert_snapshot!(check(Binarize { planes: 2, ..one() }), @"pass `binarize`: `planes` is 2, with activations=1, expected 1");
+    insta::assert_snapshot!(check(Binarize { form: Form::Double, ..one() }), @"pass `binarize`: `form` is double, with activations=1, expected planes");
     insta::assert_snapshot!(check(Binarize { rank: 4, ..one() }), @"pass `binarize`: `rank` is 4, with activations=1, expected 0");
-    insta::assert_snapshot!(check(Binarize { activations: 2, ..one() }), @"pass `binarize`: `activations` is 2, expected 32 or 1");
+    insta::assert_snapshot!(check(Binarize { activations: 2, ..one() }), @"pass `binarize`: `activations` is 2, expected 32, 8, 4 or 1");
     insta::assert_snapshot!(check(Binarize { estimators: 300, ..one() }), @"pass `binarize`: `estimators` is 300, expected a number from 0 to 256");
     let model = tiny("bert", Task::Bare, 45);
     let error = one().run(&mut model.clone(), &Context::new(&model)).expect_err("no text");

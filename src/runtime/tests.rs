@@ -469,7 +469,12 @@ fn packed_matrices_answer_as_the_matrices_they_stand_for() {
             let (off, of) = (power(&off).sqrt(), power(&expected).sqrt());
             // Levels of several planes are rounded to 64ths of the greatest; a step of 4 bits is a fifteenth of a row's
             // range, and one input in a few hundred takes another step.
-            let most = if activations == Activations::Int4 { 0.2 } else { 0.06 };
+            // Two factors round once more between them, and what they round has been scaled.
+            let most = match activations {
+                Activations::Int4 if kind == 5 => 0.4,
+                Activations::Int4 => 0.2,
+                _ => 0.06,
+            };
             assert!(off < most * of, "{family} {task:?}, kind {kind}: {off} of {of}");
         }
     }
