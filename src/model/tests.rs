@@ -192,8 +192,10 @@ fn every_form_is_read_as_it_was_written() {
     shorter.layers.swap(0, 1);
     shorter.layers[2] = Layer { attention: None, ffn: None };
     let moved = shorter.compacted();
-    let names = moved.layers[1].linears().into_iter().map(|(_, l)| l.weight.name().to_string());
-    assert!(names.clone().all(|name| name.starts_with("encoder.layer.1.")), "{:?}", names.last());
+    for (role, linear) in moved.layers[1].linears() {
+        let name = linear.weight.name();
+        assert!(name.starts_with("encoder.layer.1."), "{role}: {name}");
+    }
 }
 
 /// What runs is what counts: both factors.
