@@ -519,6 +519,9 @@ fn sublayers_of_no_width_are_packed_and_read_back() {
     for text in [None, Some(&text)] {
         let (after, _) = packed(&model, &Binarize { rank: 2, ..Binarize::default() }, text);
         assert_eq!(answers(&reopen(&after), &texts, None), answers(&after, &texts, None));
+        let encoder = Encoder::packed(&after).expect("a model that runs");
+        let found = encoder.forward(&texts, None, &mut crate::runtime::NoObserver);
+        assert!(found.is_ok_and(|f| f.values.iter().all(|v| v.is_finite())));
     }
 }
 

@@ -27,9 +27,12 @@ enum Matrix {
 }
 
 impl IntegerMatrix {
-    /// `None` where the matrix is dense, where several scales share a row, or where inputs stay as they are: those are
+    /// `None` where the matrix is dense or has no weights, where several scales share a row, or where inputs stay as they are: those are
     /// expanded.
     pub fn new(linear: &Linear) -> Option<IntegerMatrix> {
+        if linear.weight.params() == 0 {
+            return None;
+        }
         let bits = match (&linear.elastic, linear.activations) {
             (Some(_), _) => Bits::One,
             (None, Activations::Exact) => return None,

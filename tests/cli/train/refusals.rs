@@ -19,6 +19,7 @@ fn options_of_distill_that_make_no_sense() {
         "warmup=1.5",
         "dropout=1",
         "dropout=-0.1",
+        "swap=1.5",
         "replace=2",
         "replaced_at=-1",
         "temperature=0",
@@ -62,6 +63,8 @@ fn options_of_distill_that_make_no_sense() {
         pass `distill`: `dropout` is 1, expected a number in [0, 1)
     dropout=-0.1
         pass `distill`: `dropout` is -0.1, expected a number in [0, 1)
+    swap=1.5
+        pass `distill`: `swap` is 1.5, expected a number in [0, 1]
     replace=2
         pass `distill`: `replace` is 2, expected a number in [0, 1]
     replaced_at=-1
@@ -91,7 +94,7 @@ fn options_of_distill_that_make_no_sense() {
     embeddings=2
         cannot read the recipe: found options of `distill` that do not parse (invalid type: integer `2`, expected a boolean), expected what `compress passes distill` lists
     stps=3
-        pass `distill` has no option `stps`, did you mean `steps`?; it knows: accumulate, attention, batch, bucket, clip, decay, dropout, embedding, embeddings, evaluate, hidden, matching, method, patience, prediction, rate, relations, replace, replaced_at, schedule, similarity, sinkhorn, steps, task, temperature, warmup
+        pass `distill` has no option `stps`, did you mean `steps`?; it knows: accumulate, attention, batch, bucket, clip, decay, dropout, embedding, embeddings, evaluate, hidden, matching, method, patience, prediction, rate, relations, replace, replaced_at, schedule, similarity, sinkhorn, steps, swap, task, temperature, warmup
     "#);
 }
 
