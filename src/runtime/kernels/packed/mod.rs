@@ -20,6 +20,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
 mod quantise;
 mod scalar;
 #[cfg(test)]
@@ -69,6 +71,11 @@ enum Level {
     /// AVX2 has not.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    Neon,
+    /// With `sdot`: ARMv8.2 and later, mostly.
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    NeonDot,
 }
 
 impl Level {
@@ -85,6 +92,15 @@ impl Level {
                 levels.push(Level::Avx2);
             }
         }
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        {
+            if neon::dot_detected() {
+                levels.push(Level::NeonDot);
+            }
+            if neon::detected() {
+                levels.push(Level::Neon);
+            }
+        }
         levels.push(Level::Scalar);
         levels
     }
@@ -97,6 +113,15 @@ impl Level {
             }
             if avx2::detected() {
                 return Level::Avx2;
+            }
+        }
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        {
+            if neon::dot_detected() {
+                return Level::NeonDot;
+            }
+            if neon::detected() {
+                return Level::Neon;
             }
         }
         Level::Scalar
@@ -304,6 +329,18 @@ impl Packed {
                 assert!(avx512::detected(), "AVX-512 kernels on a machine without");
                 // SAFETY: the features were just detected.
                 unsafe { avx512::multiply(&mut product) }
+            }
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Level::Neon => {
+                assert!(neon::detected(), "NEON kernels on a machine without");
+                // SAFETY: the feature was just detected.
+                unsafe { neon::multiply::<false>(&mut product) }
+            }
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Level::NeonDot => {
+                assert!(neon::dot_detected(), "kernels with `sdot` on a machine without");
+                // SAFETY: both features were just detected.
+                unsafe { neon::multiply::<true>(&mut product) }
             }
         }
     }
