@@ -136,11 +136,11 @@ fn measure(
     };
 
     let mut products = vec![1; ways];
-    for way in 0..ways {
+    for (way, products) in products.iter_mut().enumerate() {
         let mut seconds = time(way, 1)?;
         while seconds < SAMPLE_S {
-            products[way] *= 2;
-            seconds = time(way, products[way])?;
+            *products *= 2;
+            seconds = time(way, *products)?;
         }
     }
     let mut seconds = vec![Vec::new(); ways];
