@@ -12,8 +12,8 @@
 //! | signs | 1 bit | signs that differ, plane after plane |
 //! | int8 | any | codes times codes |
 //!
-//! One thread, like the other kernels. Memory order: strips of [`STRIP`] rows, in them blocks of
-//! [`BLOCK`] rows, in them columns by 32 (signs) or by 4 (int8), in them the rows: a register is
+//! One thread, like the other kernels. Memory order: strips of `STRIP` rows, in them blocks of
+//! `BLOCK` rows, in them columns by 32 (signs) or by 4 (int8), in them the rows: a register is
 //! one column group of a block, and its lanes are rows.
 
 #[cfg(target_arch = "x86_64")]
