@@ -17,7 +17,7 @@ fn texts_of_tokens(bencher: Bencher, (texts, tokens): (usize, usize)) {
     let path = std::env::var_os("MODEL").map_or_else(|| PathBuf::from(shipped), PathBuf::from);
     let model = Model::open(&path).expect("a checkpoint");
     let encoder = Encoder::packed(&model).expect("a model that runs");
-    let one = synthetic(&encoder, tokens);
+    let one = synthetic(&encoder.model.config, tokens);
     let mut batch = compress::runtime::Batch::default();
     (0..texts).for_each(|row| batch.push(&one.ids, &one.type_ids, row));
     bencher

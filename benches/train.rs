@@ -35,7 +35,7 @@ fn step_of_32_texts_of_32_tokens(bencher: Bencher, rate: f32) {
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/reviews/model");
     let path = std::env::var_os("MODEL").map_or_else(|| PathBuf::from(shipped), PathBuf::from);
     let model = Model::open(&path).expect("a checkpoint");
-    let one = synthetic(&Encoder::new(&model).expect("a model that runs"), TOKENS);
+    let one = synthetic(&model.config, TOKENS);
     let mut batch = Batch::default();
     (0..TEXTS).for_each(|row| batch.push(&one.ids, &one.type_ids, row));
     let targets = Targets::Classes((0..TEXTS as u32).map(|row| row % 2).collect());

@@ -88,7 +88,7 @@ fn grid<'a>(
 }
 
 fn texts(encoder: &Encoder, batch: usize, tokens: usize) -> Batch {
-    let one = latency::synthetic(encoder, tokens);
+    let one = latency::synthetic(&encoder.model.config, tokens);
     let mut texts = Batch::default();
     (0..batch).for_each(|row| texts.push(&one.ids, &one.type_ids, row));
     texts

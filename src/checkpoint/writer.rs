@@ -98,21 +98,48 @@ pub(super) fn write_tensors(
     file.finish(name).map_err(failed)
 }
 
+/// Bytes of one safetensors file with `tensors` and `metadata`, without writing it.
+///
+/// # Errors
+/// [`Error::Mismatch`] if two tensors have the same name, or there are too many for a header.
+pub fn file_bytes(tensors: &[Tensor], metadata: &BTreeMap<String, String>) -> Result<u64> {
+    let data: usize = tensors.iter().map(|t| t.bytes().len()).sum();
+    Ok((header(&ordered(tensors)?, metadata)?.len() + data) as u64)
+}
+
 /// Writes one safetensors file at `path`: beside it under a temporary name first, then renamed, so that
 /// it is there whole or not at all. An existing file is replaced.
 ///
 /// # Errors
 /// As [`super::OutputFolder::write_tensors`].
 pub fn write_file(path: &Path, tensors: &[Tensor], interrupted: &dyn Fn() -> bool) -> Result<()> {
+    let ordered = ordered(tensors)?;
+    replace(path, |temp, name| write_tensors(temp, name, &ordered, &BTreeMap::new(), interrupted))
+}
+
+/// Writes `bytes` at `path`, whole or not at all. An existing file is replaced.
+///
+/// # Errors
+/// [`Error::Write`].
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, |temp, name| {
+        let failed = |source| Error::Write { path: path.to_owned(), source };
+        let mut file = HashedFile::create(temp).map_err(failed)?;
+        file.write(bytes).map_err(failed)?;
+        file.finish(name).map_err(failed)
+    })
+}
+
+/// What `write` makes of a temporary name beside `path` takes its place.
+fn replace(path: &Path, write: impl FnOnce(&Path, String) -> Result<WrittenFile>) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let temp = path.with_file_name(format!(".{name}.tmp-{}", std::process::id()));
     // Of a killed process with our number, as in a container that was started again.
     let _ = std::fs::remove_file(&temp);
-    let done = write_tensors(&temp, name, &ordered(tensors)?, &BTreeMap::new(), interrupted)
-        .and_then(|_| {
-            std::fs::rename(&temp, path)
-                .map_err(|source| Error::Write { path: path.to_owned(), source })
-        });
+    let done = write(&temp, name).and_then(|_| {
+        std::fs::rename(&temp, path)
+            .map_err(|source| Error::Write { path: path.to_owned(), source })
+    });
     if done.is_err() {
         let _ = std::fs::remove_file(&temp);
     }

@@ -1,6 +1,7 @@
 //! How long a forward pass takes.
 
 use crate::Result;
+use crate::model::{Config, Family};
 use crate::runtime::{Batch, Encoder, NoObserver};
 use serde::Serialize;
 use std::time::Instant;
@@ -24,7 +25,7 @@ pub fn measure(encoders: &[&Encoder], tokens: usize, runs: usize) -> Result<Vec<
     let mut times = vec![Vec::with_capacity(runs); encoders.len()];
     for run in 0..=runs {
         for (encoder, times) in encoders.iter().zip(&mut times) {
-            let batch = synthetic(encoder, tokens);
+            let batch = synthetic(&encoder.model.config, tokens);
             let start = Instant::now();
             encoder.forward(&batch, None, &mut NoObserver)?;
             if run > 0 {
@@ -46,8 +47,7 @@ pub fn measure(encoders: &[&Encoder], tokens: usize, runs: usize) -> Result<Vec<
 }
 
 /// A text of `tokens` tokens spread over the vocabulary, always the same.
-pub fn synthetic(encoder: &Encoder, tokens: usize) -> Batch {
-    let config = &encoder.model.config;
+pub fn synthetic(config: &Config, tokens: usize) -> Batch {
     let ids: Vec<u32> = (0..tokens)
         .map(|i| {
             let id = ((i * 7919 + 13) % config.vocab) as u32;
@@ -60,12 +60,12 @@ pub fn synthetic(encoder: &Encoder, tokens: usize) -> Batch {
 }
 
 /// The most tokens that a text of this model may have, special ones included.
-pub fn max_tokens(encoder_config: &crate::model::Config, family: &crate::model::Family) -> usize {
+pub fn max_tokens(config: &Config, family: &Family) -> usize {
     use crate::model::family::Positions;
     let offset = match family.positions {
         Positions::FromZero => 0,
-        Positions::AfterPadding => encoder_config.pad_id as usize + 1,
+        Positions::AfterPadding => config.pad_id as usize + 1,
         Positions::AfterOne => 2,
     };
-    encoder_config.max_positions.saturating_sub(offset).max(1)
+    config.max_positions.saturating_sub(offset).max(1)
 }

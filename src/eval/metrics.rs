@@ -95,11 +95,14 @@ pub fn pearson(x: &[f64], y: &[f64], seed: u64) -> Option<Score> {
 /// Spearman's correlation, in [-1, 1]: Pearson's of the ranks, ties sharing their mean rank; None
 /// if a side is constant.
 pub fn spearman(x: &[f64], y: &[f64], seed: u64) -> Option<Score> {
-    bootstrap(x, y, seed, |x, y| {
-        // Else a NaN would get a rank.
-        let finite = x.iter().chain(y).all(|v| v.is_finite());
-        finite.then(|| correlation(&ranks(x), &ranks(y))).flatten()
-    })
+    bootstrap(x, y, seed, spearman_of)
+}
+
+/// [`spearman`] without its interval.
+pub(super) fn spearman_of(x: &[f64], y: &[f64]) -> Option<f64> {
+    // Else a NaN would get a rank.
+    let finite = x.iter().chain(y).all(|v| v.is_finite());
+    finite.then(|| correlation(&ranks(x), &ranks(y))).flatten()
 }
 
 fn correlation(x: &[f64], y: &[f64]) -> Option<f64> {

@@ -9,10 +9,16 @@ use super::metrics::{Score, bootstrap, ratio};
 ///
 /// - `predicted`, `actual`: class ids, by text and labelled token
 pub fn accuracy(predicted: &[Vec<u32>], actual: &[Vec<u32>], seed: u64) -> Option<Score> {
-    let hits = |(p, a): (&Vec<u32>, &Vec<u32>)| p.iter().zip(a).filter(|(p, a)| p == a).count();
-    let hits: Vec<f64> = predicted.iter().zip(actual).map(hits).map(|n| n as f64).collect();
-    let all: Vec<f64> = actual.iter().map(|a| a.len() as f64).collect();
+    let (hits, all) = token_counts(predicted, actual);
     ratio(&hits, &all, seed)
+}
+
+/// What [`accuracy`] is the ratio of, by text.
+pub(super) fn token_counts(predicted: &[Vec<u32>], actual: &[Vec<u32>]) -> (Vec<f64>, Vec<f64>) {
+    let count = |(p, a): (&Vec<u32>, &Vec<u32>)| {
+        (p.iter().zip(a).filter(|(p, a)| p == a).count() as f64, a.len() as f64)
+    };
+    predicted.iter().zip(actual).map(count).unzip()
 }
 
 /// Mean over classes of their F1, in [0, 1]; the classes are those predicted or there.
@@ -48,14 +54,22 @@ pub fn entity_f1(
     names: &[String],
     seed: u64,
 ) -> Option<Score> {
-    let (mut right, mut all) = (Vec::new(), Vec::new());
-    for (predicted, actual) in predicted.iter().zip(actual) {
-        let (predicted, actual) = (entities(predicted, names), entities(actual, names));
-        // Twice, as F1 is 2 · right / (predicted + there).
-        right.push(2.0 * predicted.iter().filter(|e| actual.contains(e)).count() as f64);
-        all.push((predicted.len() + actual.len()) as f64);
-    }
+    let (right, all) = entity_counts(predicted, actual, names);
     ratio(&right, &all, seed)
+}
+
+/// What [`entity_f1`] is the ratio of, by text: twice the entities that are right, and those predicted or there.
+pub(super) fn entity_counts(
+    predicted: &[Vec<u32>],
+    actual: &[Vec<u32>],
+    names: &[String],
+) -> (Vec<f64>, Vec<f64>) {
+    let count = |(predicted, actual): (&Vec<u32>, &Vec<u32>)| {
+        let (predicted, actual) = (entities(predicted, names), entities(actual, names));
+        let right = predicted.iter().filter(|e| actual.contains(e)).count();
+        (2.0 * right as f64, (predicted.len() + actual.len()) as f64)
+    };
+    predicted.iter().zip(actual).map(count).unzip()
 }
 
 /// Whether `names` are those of a model for entities: `O`, `B-…` and `I-…` only.

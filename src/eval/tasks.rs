@@ -1,6 +1,7 @@
 //! What a model answers to a file of examples, and how good that is.
 
 use super::metrics::{self, Score};
+use super::paired::Outcomes;
 use super::squad::{self, Passage};
 use super::tagging;
 use crate::data::Targets;
@@ -9,7 +10,7 @@ use crate::data::labels::targets;
 use crate::data::prepare::{Tokenized, label, tokenize};
 use crate::data::tables::{Annotation, Example, Table};
 use crate::data::tokenizer::Tokenizer;
-use crate::model::{Model, Task};
+use crate::model::{Config, Model, Task};
 use crate::runtime::{Batch, Encoder, NoObserver};
 use crate::train::sweep;
 use crate::{Error, Result};
@@ -170,10 +171,7 @@ pub fn metrics(model: &Model, prepared: &Prepared, answers: &Answers) -> Result<
     };
     match (model.config.task, &prepared.targets) {
         (Task::SequenceClassification, Some(Targets::Classes(classes))) => {
-            // An answer that is no number is none of the classes.
-            let none = model.config.classes() as u32;
-            let predicted: Vec<u32> =
-                answers.rows.iter().map(|r| metrics::argmax(r).unwrap_or(none)).collect();
+            let predicted = said_classes(model, answers);
             add("accuracy", metrics::accuracy(&predicted, classes));
             match model.config.classes() {
                 2 => add("f1", metrics::f1(&predicted, classes, 0)),
@@ -195,10 +193,7 @@ pub fn metrics(model: &Model, prepared: &Prepared, answers: &Answers) -> Result<
             add("macro_f1", tagging::macro_f1(&predicted, &actual, 0));
         }
         (Task::QuestionAnswering, Some(Targets::Spans(_))) => {
-            // A file where every question has an answer is judged as SQuAD 1, else as SQuAD 2.
-            let may_be_none = prepared.passages.iter().any(|p| p.answers.is_empty());
-            let said = prepared.passages.iter().zip(&answers.rows);
-            let said: Vec<String> = said.map(|(p, row)| p.answer(row, may_be_none)).collect();
+            let said = said_answers(prepared, answers);
             let pairs = || said.iter().zip(&prepared.passages);
             let f1: Vec<f64> = pairs().map(|(s, p)| squad::f1(s, &p.answers)).collect();
             let exact = pairs().filter(|(s, p)| squad::exact_match(s, &p.answers)).count();
@@ -208,13 +203,67 @@ pub fn metrics(model: &Model, prepared: &Prepared, answers: &Answers) -> Result<
         (Task::Embedding, Some(Targets::Scores(scores)))
             if answers.rows.len() == 2 * scores.len() =>
         {
-            let pairs = answers.rows.chunks_exact(2);
-            let cosines: Vec<f64> = pairs.map(|p| metrics::cosine(&p[0], &p[1])).collect();
-            correlations(&cosines, scores, &mut add);
+            correlations(&pair_cosines(answers), scores, &mut add);
         }
         _ => judgeable(model, prepared)?,
     }
     Ok(found)
+}
+
+/// What the first of [`metrics`] is made of; `None` where there is none.
+pub fn outcomes(model: &Model, prepared: &Prepared, answers: &Answers) -> Option<Outcomes> {
+    let ranks = |predicted: Vec<f64>, scores: &[f32]| Outcomes::Ranks {
+        predicted,
+        actual: scores.iter().map(|&s| s as f64).collect(),
+    };
+    Some(match (model.config.task, prepared.targets.as_ref()?) {
+        (Task::SequenceClassification, Targets::Classes(classes)) => {
+            let said = said_classes(model, answers);
+            let right = said.iter().zip(classes).map(|(p, c)| f64::from(u8::from(p == c)));
+            let parts = right.collect();
+            Outcomes::Ratio { parts, wholes: vec![1.0; classes.len()] }
+        }
+        (Task::SequenceClassification, Targets::Scores(scores)) => {
+            ranks(answers.rows.iter().map(|r| r[0] as f64).collect(), scores)
+        }
+        (Task::TokenClassification, Targets::Tokens(labels)) => {
+            let names = model.config.label_names();
+            let (predicted, actual) = labelled_tokens(answers, labels, names.len());
+            let (parts, wholes) = match tagging::is_bio(&names) {
+                true => tagging::entity_counts(&predicted, &actual, &names),
+                false => tagging::token_counts(&predicted, &actual),
+            };
+            Outcomes::Ratio { parts, wholes }
+        }
+        (Task::QuestionAnswering, Targets::Spans(_)) => {
+            let said = said_answers(prepared, answers);
+            let pairs = said.iter().zip(&prepared.passages);
+            let parts: Vec<f64> = pairs.map(|(s, p)| squad::f1(s, &p.answers)).collect();
+            Outcomes::Ratio { wholes: vec![1.0; parts.len()], parts }
+        }
+        (Task::Embedding, Targets::Scores(scores)) if answers.rows.len() == 2 * scores.len() => {
+            ranks(pair_cosines(answers), scores)
+        }
+        _ => return None,
+    })
+}
+
+/// The class that each row prefers; an answer that is no number is none of the classes.
+fn said_classes(model: &Model, answers: &Answers) -> Vec<u32> {
+    let none = model.config.classes() as u32;
+    answers.rows.iter().map(|r| metrics::argmax(r).unwrap_or(none)).collect()
+}
+
+/// The answer to each question. A file where every question has one is judged as SQuAD 1, else as SQuAD 2.
+fn said_answers(prepared: &Prepared, answers: &Answers) -> Vec<String> {
+    let may_be_none = prepared.passages.iter().any(|p| p.answers.is_empty());
+    let said = prepared.passages.iter().zip(&answers.rows);
+    said.map(|(p, row)| p.answer(row, may_be_none)).collect()
+}
+
+/// How alike the two texts of each pair are.
+fn pair_cosines(answers: &Answers) -> Vec<f64> {
+    answers.rows.chunks_exact(2).map(|p| metrics::cosine(&p[0], &p[1])).collect()
 }
 
 /// Of the tokens with a label: the class said and the class it has, by text. An answer that is no number is
@@ -285,6 +334,28 @@ impl Closeness {
         self.error += other.error;
         self.power += other.power;
     }
+
+    fn metrics(&self, config: &Config) -> Vec<Metric> {
+        let plain = |name, value| Metric { name, value, interval: None };
+        let mean = |total: f64| total / self.rows.max(1) as f64;
+        let mut found = Vec::new();
+        if says_classes(config) {
+            let score = metrics::proportion(self.agreeing, self.rows);
+            let interval = |s: Score| Some([s.low, s.high]);
+            found.extend(score.map(|s| Metric {
+                name: "agreement",
+                value: s.value,
+                interval: interval(s),
+            }));
+            found.push(plain("mean_kl_nats", mean(self.kl)));
+        } else if matches!(config.task, Task::Embedding | Task::Bare) {
+            found.push(plain("mean_cosine", mean(self.cosine)));
+        }
+        if self.power > 0.0 {
+            found.push(plain("relative_l2", (self.error / self.power).sqrt()));
+        }
+        found
+    }
 }
 
 /// How close `student`'s answers to all batches are to `teacher`'s.
@@ -292,12 +363,8 @@ impl Closeness {
 /// # Errors
 /// As [`Encoder::forward`].
 pub fn fidelity(teacher: &Encoder, student: &Encoder, batches: &[Batch]) -> Result<Vec<Metric>> {
-    let config = &teacher.model.config;
-    let classes = match config.task {
-        Task::SequenceClassification => !config.regression,
-        Task::TokenClassification | Task::MaskedLm => true,
-        Task::QuestionAnswering | Task::Embedding | Task::Bare => false,
-    };
+    let task = &teacher.model.config;
+    let classes = says_classes(task);
     let mut sum = Closeness::default();
     let compare = |i: usize| {
         let t = teacher.forward(&batches[i], None, &mut NoObserver)?;
@@ -308,25 +375,36 @@ pub fn fidelity(teacher: &Encoder, student: &Encoder, batches: &[Batch]) -> Resu
         sum.add(one);
         Ok(())
     })?;
-    let plain = |name, value| Metric { name, value, interval: None };
-    let mean = |total: f64| total / sum.rows.max(1) as f64;
-    let mut found = Vec::new();
-    if classes {
-        let score = metrics::proportion(sum.agreeing, sum.rows);
-        let interval = |s: Score| Some([s.low, s.high]);
-        found.extend(score.map(|s| Metric {
-            name: "agreement",
-            value: s.value,
-            interval: interval(s),
-        }));
-        found.push(plain("mean_kl_nats", mean(sum.kl)));
-    } else if matches!(config.task, Task::Embedding | Task::Bare) {
-        found.push(plain("mean_cosine", mean(sum.cosine)));
+    Ok(sum.metrics(task))
+}
+
+/// As [`fidelity`], of answers that are there already, text by text. Where both models say something of every token,
+/// and cut a text into tokens of their own, that text does not count.
+///
+/// - `teacher`: whose answers `of` are compared with
+pub fn fidelity_of(teacher: &Model, of: &Answers, student: &Answers) -> Vec<Metric> {
+    let config = &teacher.config;
+    let classes = says_classes(config);
+    let mut sum = Closeness::default();
+    let per_token = matches!(config.task, Task::TokenClassification | Task::QuestionAnswering);
+    for (t, s) in of.rows.iter().zip(&student.rows).filter(|(t, s)| t.len() == s.len()) {
+        let width = match config.task {
+            Task::QuestionAnswering => 2,
+            _ if per_token => config.classes(),
+            _ => t.len(),
+        };
+        sum.add(Closeness::of(t, s, width, classes));
     }
-    if sum.power > 0.0 {
-        found.push(plain("relative_l2", (sum.error / sum.power).sqrt()));
+    sum.metrics(config)
+}
+
+/// Whether a head's numbers are logits of classes.
+fn says_classes(config: &Config) -> bool {
+    match config.task {
+        Task::SequenceClassification => !config.regression,
+        Task::TokenClassification | Task::MaskedLm => true,
+        Task::QuestionAnswering | Task::Embedding | Task::Bare => false,
     }
-    Ok(found)
 }
 
 #[cfg(test)]

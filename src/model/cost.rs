@@ -105,9 +105,28 @@ pub fn macs(model: &Model, batch: usize, tokens: usize) -> u64 {
     batch as u64 * layer_macs(model, model.tokens.as_ref(), tokens) + around(model, batch, tokens)
 }
 
+/// [`macs`] of one text, by what they are spent on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Macs {
+    /// The linear layers of attention.
+    pub attention: u64,
+    /// Scores and contexts: what grows with the square of the length.
+    pub products: u64,
+    pub ffn: u64,
+    /// Embeddings and head.
+    pub around: u64,
+}
+
+/// As [`macs`], of one text, part by part.
+pub fn macs_by_part(model: &Model, tokens: usize) -> Macs {
+    let spent = through_layers(model, model.tokens.as_ref(), tokens, model.reads());
+    let [attention, products, ffn] = spent.map(|macs| macs as u64);
+    Macs { attention, products, ffn, around: around(model, 1, tokens) }
+}
+
 /// As [`macs`], of one text, with every token in every layer: a cost that is linear in heads and units.
 pub fn whole_macs(model: &Model, tokens: usize) -> u64 {
-    through_layers(model, None, tokens, Reads::Every) + around(model, 1, tokens)
+    total(through_layers(model, None, tokens, Reads::Every)) as u64 + around(model, 1, tokens)
 }
 
 /// Embeddings and head.
@@ -138,7 +157,15 @@ fn around(model: &Model, batch: usize, tokens: usize) -> u64 {
 /// # Panics
 /// If `tokens` is 0.
 pub fn layer_macs(model: &Model, schedule: Option<&TokenSchedule>, tokens: usize) -> u64 {
-    through_layers(model, schedule, tokens, model.reads())
+    total(through_layers(model, schedule, tokens, model.reads())) as u64
+}
+
+/// Linear layers of attention, its products, and feed-forward blocks. Of whole lengths every number is a whole one,
+/// below 2^53.
+type Spent = [f64; 3];
+
+fn total(spent: Spent) -> f64 {
+    spent.iter().sum()
 }
 
 fn through_layers(
@@ -146,13 +173,12 @@ fn through_layers(
     schedule: Option<&TokenSchedule>,
     tokens: usize,
     reads: Reads,
-) -> u64 {
+) -> Spent {
     let whole = || vec![tokens; model.layers.len() + 1];
     let lengths = schedule.map_or_else(whole, |s| s.lengths(tokens));
     let lengths: Vec<f64> = lengths.into_iter().map(|n| n as f64).collect();
     let ranked = |l: usize| schedule.filter(|s| s.layers[l].is_some()).map(|s| s.score);
-    // Every term is a whole number below 2^53.
-    through(model, &lengths, ranked, reads) as u64
+    through(model, &lengths, ranked, reads)
 }
 
 /// As [`layer_macs`] of lengths that are expected: of the tokens that enter each layer and those that leave the last.
@@ -162,7 +188,7 @@ pub fn expected_macs(
     lengths: &[f64],
     ranked: impl Fn(usize) -> Option<Score>,
 ) -> f64 {
-    through(model, lengths, ranked, model.reads())
+    total(through(model, lengths, ranked, model.reads()))
 }
 
 fn through(
@@ -170,10 +196,10 @@ fn through(
     lengths: &[f64],
     ranked: impl Fn(usize) -> Option<Score>,
     reads: Reads,
-) -> f64 {
+) -> Spent {
     let each = |linear: &Linear| linear.weight.macs() as f64;
     let last = model.layers.iter().rposition(|l| l.attention.is_some());
-    let mut macs = 0.0;
+    let (mut linears, mut products, mut ffn) = (0.0, 0.0, 0.0);
     for (l, (layer, lengths)) in model.layers.iter().zip(lengths.windows(2)).enumerate() {
         // Behind the last layer where tokens see each other.
         let alone = |l: usize| reads == Reads::First && last.is_none_or(|last| l > last);
@@ -188,23 +214,24 @@ fn through(
         if let Some(a) = &layer.attention {
             let square = |rows: f64| rows * n * (a.heads.len() * a.head_dim) as f64;
             let estimators = a.binary.iter().flat_map(|b| &b.estimators).flat_map(|e| e.linears());
-            macs += n * estimators.map(each).sum::<f64>();
-            macs += n * (each(&a.key) + each(&a.value)) + m * each(&a.output);
+            linears += n * estimators.map(each).sum::<f64>();
+            linears += n * (each(&a.key) + each(&a.value)) + m * each(&a.output);
             // Signs are multiplied for all tokens, whichever leave.
             let m = if a.binary.is_some() { n } else { m };
-            macs += square(m);
+            products += square(m);
             let queries = match ranked(l).filter(|_| reads != Reads::Every && !firsts) {
                 Some(Score::Received) => n,
                 Some(Score::First) if a.binary.is_none() => 1.0 + m,
                 _ => m,
             };
-            macs += queries * each(&a.query) + square(queries);
+            linears += queries * each(&a.query);
+            products += square(queries);
         }
         if let Some(f) = &layer.ffn {
-            macs += m * (each(&f.up) + each(&f.down));
+            ffn += m * (each(&f.up) + each(&f.down));
         }
     }
-    macs
+    [linears, products, ffn]
 }
 
 /// Of one linear layer over `rows` rows.

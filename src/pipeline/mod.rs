@@ -4,7 +4,7 @@ mod finetune;
 
 pub use finetune::Finetune;
 
-use crate::checkpoint::{OutputFolder, Tensor};
+use crate::checkpoint::{self, OutputFolder, Tensor};
 use crate::data::{Calibration, Dataset};
 use crate::eval::latency;
 use crate::eval::tasks::{Prepared, answer, fidelity, metrics};
@@ -107,7 +107,7 @@ fn write(
     }
 
     let root = root(input);
-    let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    let metadata = metadata();
     let stored = model.compacted();
     let mut files = folder.write_tensors(
         &stored.tensors(),
@@ -184,6 +184,19 @@ fn write(
     folder.add_file("measured.json", &pretty(&to_json(&measured)))?;
     let output = folder.commit(options.interrupted)?;
     Ok(Outcome { output, report, measured })
+}
+
+/// Bytes of the weight file that a run writes for `model`, in one piece.
+///
+/// # Errors
+/// As [`checkpoint::file_bytes`].
+pub fn written_bytes(model: &Model) -> Result<u64> {
+    checkpoint::file_bytes(&model.compacted().tensors(), &metadata())
+}
+
+/// Of the safetensors files that are written; stock readers ask for it.
+fn metadata() -> BTreeMap<String, String> {
+    BTreeMap::from([("format".to_string(), "pt".to_string())])
 }
 
 /// What the passes made.
@@ -333,7 +346,7 @@ fn judge(teacher: &Model, model: &Model, compare: bool, options: &Options) -> Re
 }
 
 /// Multiply-accumulates of all texts of `batches`, each at its own length.
-fn macs_of(model: &Model, batches: &[Batch]) -> u64 {
+pub fn macs_of(model: &Model, batches: &[Batch]) -> u64 {
     let lengths = batches.iter().flat_map(|b| b.starts.windows(2).map(|span| span[1] - span[0]));
     lengths.map(|tokens| cost::macs(model, 1, tokens)).sum()
 }
@@ -346,7 +359,8 @@ fn macs_of(model: &Model, batches: &[Batch]) -> u64 {
 pub fn fingerprint(model: &Model) -> Result<Vec<f32>> {
     let encoder = Encoder::packed(model)?;
     let tokens = 12.min(latency::max_tokens(&model.config, model.family));
-    let output = encoder.forward(&latency::synthetic(&encoder, tokens), None, &mut NoObserver)?;
+    let output =
+        encoder.forward(&latency::synthetic(&model.config, tokens), None, &mut NoObserver)?;
     // Through text, so that the report holds no digit that another CPU would compute differently by
     // rounding alone.
     let rounded = |x: &f32| format!("{x:.5e}").parse().unwrap_or(*x);
@@ -392,9 +406,9 @@ fn name(input: &Path) -> String {
 /// Bytes of the weight files of a checkpoint.
 ///
 /// # Errors
-/// As [`crate::checkpoint::Checkpoint::open`].
+/// As [`checkpoint::Checkpoint::open`].
 pub fn weight_bytes(input: &Path) -> Result<u64> {
-    let checkpoint = crate::checkpoint::Checkpoint::open(input)?;
+    let checkpoint = checkpoint::Checkpoint::open(input)?;
     let sizes = checkpoint.files.iter().map(|path| {
         let read = |source| Error::Read { path: path.clone(), source };
         Ok(std::fs::metadata(path).map_err(read)?.len())
@@ -419,7 +433,7 @@ const SIDE_FILES: &[&str] = &[
 ];
 
 fn side_files(root: &Path, input: &Path) -> Result<Vec<(PathBuf, String)>> {
-    let transformer = crate::checkpoint::Checkpoint::open(input)?.transformer_dir;
+    let transformer = checkpoint::Checkpoint::open(input)?.transformer_dir;
     let mut found = BTreeMap::new();
     for folder in [root, &transformer] {
         for name in SIDE_FILES {
@@ -455,7 +469,7 @@ fn modules(root: &Path) -> Result<Vec<(String, String)>> {
     if !path.is_file() {
         return Ok(Vec::new());
     }
-    let list = crate::checkpoint::read_json(&path)?;
+    let list = checkpoint::read_json(&path)?;
     let text = |v: &Value| v.as_str().unwrap_or_default().to_string();
     Ok(list
         .as_array()
@@ -467,7 +481,7 @@ fn modules(root: &Path) -> Result<Vec<(String, String)>> {
 
 /// modules.json of the output, where the transformer lies in the folder itself.
 fn flat_modules(root: &Path) -> Result<Value> {
-    let mut list = crate::checkpoint::read_json(&root.join("modules.json"))?;
+    let mut list = checkpoint::read_json(&root.join("modules.json"))?;
     for module in list.as_array_mut().into_iter().flatten() {
         if module["type"].as_str().and_then(|t| t.rsplit('.').next()) == Some("Transformer") {
             module["path"] = json!("");
@@ -485,7 +499,8 @@ fn license(root: &Path) -> Option<String> {
     (plain && !value.is_empty()).then(|| value.to_string())
 }
 
-fn cpu_features() -> Vec<&'static str> {
+/// What of this CPU the kernels may use.
+pub fn cpu_features() -> Vec<&'static str> {
     let mut found = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
@@ -497,6 +512,7 @@ fn cpu_features() -> Vec<&'static str> {
         add("avx2", std::arch::is_x86_feature_detected!("avx2"));
         add("fma", std::arch::is_x86_feature_detected!("fma"));
         add("avx512f", std::arch::is_x86_feature_detected!("avx512f"));
+        add("avx512vnni", std::arch::is_x86_feature_detected!("avx512vnni"));
     }
     #[cfg(target_arch = "aarch64")]
     found.push("neon");
