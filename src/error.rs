@@ -83,6 +83,10 @@ pub enum Error {
     #[error("{found}; {advice}")]
     Usage { found: String, advice: String },
 
+    /// An output that does not keep what was asked of it.
+    #[error("the gate is closed: {failed}")]
+    Gate { failed: String },
+
     #[error("interrupted; nothing was written")]
     Interrupted,
 }
@@ -106,6 +110,7 @@ impl Error {
             | Error::Config { .. }
             | Error::Mismatch { .. } => 4,
             Error::Diverged { .. } => 1,
+            Error::Gate { .. } => 5,
             Error::Read { .. } | Error::Write { .. } => 6,
             Error::InPass { source, .. } => source.exit_code(),
             Error::Interrupted => 130,

@@ -18,6 +18,7 @@ const LAYERS: &[&str] = &[
     "passes",
     "recipe",
     "pipeline",
+    "compare",
 ];
 
 #[test]

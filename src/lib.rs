@@ -3,9 +3,11 @@
 //! The map, lowest layer first; a module uses only what stands above it here (`layers.rs` checks):
 //! `checkpoint` reads and writes named tensors, `model` makes one encoder of them, `runtime` runs it,
 //! `data` turns texts into batches, `train` has gradients, `eval` measures, `report` tells, `pass` says
-//! what a pass is, `passes` holds them, `recipe` puts them in order, `pipeline` runs them.
+//! what a pass is, `passes` holds them, `recipe` puts them in order, `pipeline` runs them, `compare` puts
+//! variants side by side.
 
 pub mod checkpoint;
+pub mod compare;
 pub mod data;
 pub mod error;
 pub mod eval;

@@ -1,8 +1,11 @@
 //! Commands, one file each. Nothing in the library can see them: only this layer prints, exits and
 //! reads flags. stdout is data, stderr is progress and errors.
 
+mod bench;
+mod compare;
 mod eval;
 mod forward;
+mod gate;
 mod inspect;
 mod passes;
 mod progress;
@@ -32,7 +35,8 @@ use std::process::ExitCode;
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     override_usage = "compress --passes PASSES MODEL -o OUT [OPTIONS]\n       compress <COMMAND>",
-    after_help = "Exit codes: 0 ok, 2 usage, 3 bad recipe, 4 bad or unsupported input, 6 I/O, \
+    after_help = "Exit codes: 0 ok, 2 usage, 3 bad recipe, 4 bad or unsupported input, \
+                  5 gate closed, 6 I/O, \
                   130 interrupted, 1 anything else.\n\n\
                   Example: compress --passes 'prune(sparsity=0.3),binarize' models/minilm-sst2 -o small --eval dev.tsv"
 )]
@@ -57,6 +61,12 @@ enum Command {
     Forward(forward::ForwardArgs),
     /// Check that an output is whole and answers as it did when it was written
     Verify(verify::VerifyArgs),
+    /// Put variants of a model side by side: size, compute, speed, quality, as a table or a page
+    Compare(compare::CompareArgs),
+    /// Time models in turn, over batch sizes and lengths
+    Bench(bench::BenchArgs),
+    /// Say whether an output is good, small and fast enough; exit code 5 if not
+    Gate(gate::GateArgs),
 }
 
 /// How a file of examples is read.
@@ -140,6 +150,9 @@ pub fn main() -> ExitCode {
         Some(Command::Passes(args)) => passes::main(args),
         Some(Command::Forward(args)) => forward::main(args),
         Some(Command::Verify(args)) => verify::main(args),
+        Some(Command::Compare(args)) => compare::main(args),
+        Some(Command::Bench(args)) => bench::main(args),
+        Some(Command::Gate(args)) => gate::main(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)] // a test that panics is a test that fails
 
 mod commands;
+mod compare;
 mod determinism;
 mod format;
 mod golden;

@@ -1,0 +1,282 @@
+//! `compress compare MODEL MODEL …`, and what `bench` and `gate` share with it.
+
+use super::{
+    ColumnArgs, ThreadArgs, file_name, max_tokens, needed_tokenizer, print, print_json, progress,
+};
+use clap::Args;
+use compress::checkpoint::write_bytes;
+use compress::compare::{self, Comparison, DataNote, Entry, baselines, removed_by_passes, typical};
+use compress::data::prepare::is_labelled;
+use compress::data::tables::read_examples;
+use compress::eval::load::Load;
+use compress::eval::tasks::{Prepared, judgeable};
+use compress::model::{Model, Task};
+use compress::pipeline::{root, weight_bytes};
+use compress::{Error, Result};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Checkpoints; the first is what the others are compared with
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<PathBuf>,
+    #[command(flatten)]
+    judging: JudgeArgs,
+    /// Write a page with figures: one HTML file that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Leave out what is made for comparison: the first model in f16 and in int8
+    #[arg(long)]
+    no_baselines: bool,
+    #[command(flatten)]
+    timing: TimingArgs,
+    #[command(flatten)]
+    threads: ThreadArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// No progress on stderr
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Examples that models are judged by.
+#[derive(Debug, Clone, Args)]
+pub struct JudgeArgs {
+    /// Examples to judge and time them by: .tsv, .csv, .jsonl, or .txt
+    #[arg(long, value_name = "FILE")]
+    eval: Option<PathBuf>,
+    #[command(flatten)]
+    columns: ColumnArgs,
+    /// Tokens of a text that are read [default: what a sentence-transformers model says, else what the
+    /// tokenizer says but at most 128, or 384 for question answering]
+    #[arg(long, value_name = "TOKENS")]
+    max_length: Option<usize>,
+}
+
+impl JudgeArgs {
+    pub fn eval(&self) -> Option<&Path> {
+        self.eval.as_deref()
+    }
+}
+
+/// What models are timed on.
+#[derive(Debug, Clone, Args)]
+pub struct TimingArgs {
+    /// Texts of a batch; several, separated by commas, are timed one after the other
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1, 32])]
+    batch: Vec<usize>,
+    /// Texts of --eval to time, spread over it
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    texts: usize,
+    /// Timed runs of each model and batch size
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    runs: usize,
+}
+
+/// Tokens of a text, where there are no texts to time.
+const TOKENS: usize = 64;
+
+impl TimingArgs {
+    pub fn check(&self) -> Result<()> {
+        let zero = [("--texts", self.texts), ("--runs", self.runs)].into_iter();
+        let zero = zero.chain(self.batch.iter().map(|&b| ("--batch", b)));
+        match zero.into_iter().find(|(_, n)| *n == 0) {
+            None => Ok(()),
+            Some((flag, _)) => Err(Error::Usage {
+                found: format!("{flag} is 0"),
+                advice: "give at least 1".into(),
+            }),
+        }
+    }
+
+    pub fn runs(&self) -> usize {
+        self.runs
+    }
+
+    /// The batch sizes asked for, each once.
+    pub fn sizes(&self) -> Vec<usize> {
+        let mut sizes = self.batch.clone();
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
+    }
+
+    /// Texts of the examples, or of one length where there are none, in batches of each size.
+    pub fn loads(&self, entry: &Entry) -> Vec<Load> {
+        let texts = entry.prepared.as_ref().map(|p| typical(p, self.texts));
+        let load = |batch| match &texts {
+            Some(texts) => Load::of(texts, batch),
+            None => Load::synthetic(&entry.model, batch, TOKENS),
+        };
+        self.sizes().into_iter().map(load).collect()
+    }
+
+    /// What [`TimingArgs::loads`] are, in words.
+    pub fn described(&self, data: Option<&DataNote>) -> String {
+        match data {
+            Some(data) => {
+                format!("{} texts of {}", self.texts.min(data.examples), data.name)
+            }
+            None => format!("texts of {TOKENS} tokens"),
+        }
+    }
+}
+
+pub fn main(args: &CompareArgs) -> Result<()> {
+    args.threads.apply()?;
+    args.timing.check()?;
+    let bar = progress::Bar::new(args.quiet);
+    let (entries, data) = gather(&args.models, &args.judging, !args.no_baselines, &bar)?;
+    let comparison = measure(entries, data, &args.timing, &bar)?;
+    bar.finish();
+    if let Some(path) = &args.html {
+        write_bytes(path, compare::page(&comparison).as_bytes())?;
+    }
+    if args.json {
+        return print_json(&json!(comparison));
+    }
+    print(&compare::table(&comparison))?;
+    let removed = compare::removed(&comparison);
+    if !removed.is_empty() {
+        print(&format!("\n{removed}"))?;
+    }
+    let judged = match &comparison.data {
+        Some(data) => format!("judged by {} ({} examples), ", data.name, data.examples),
+        None => String::new(),
+    };
+    print(&format!(
+        "\n{judged}timed on {}, {} threads, medians of {} runs in turn\n",
+        comparison.timed_on,
+        comparison.threads,
+        args.timing.runs(),
+    ))?;
+    match &args.html {
+        Some(path) => print(&format!("wrote {}\n", path.display())),
+        None => Ok(()),
+    }
+}
+
+/// Judges and times what was gathered.
+pub fn measure(
+    mut entries: Vec<Entry>,
+    data: Option<DataNote>,
+    timing: &TimingArgs,
+    bar: &progress::Bar,
+) -> Result<Comparison> {
+    for entry in &mut entries {
+        entry.loads = timing.loads(entry);
+    }
+    let described = timing.described(data.as_ref());
+    compare::compare(&entries, data, described, timing.runs(), bar)
+}
+
+/// Opens `models`, makes the baselines of the first if they are wanted, and reads the examples in the tokens of each.
+pub fn gather(
+    models: &[PathBuf],
+    judging: &JudgeArgs,
+    with_baselines: bool,
+    bar: &progress::Bar,
+) -> Result<(Vec<Entry>, Option<DataNote>)> {
+    let names = names(models);
+    let mut entries = Vec::new();
+    let mut note = None;
+    for (path, name) in models.iter().zip(names) {
+        let model = Model::open(path)?;
+        if let Some(first) = entries.first() {
+            comparable(first, &name, &model)?;
+        }
+        let prepared = match &judging.eval {
+            None => None,
+            Some(data) => {
+                let prepared = prepared(path, &model, data, judging)?;
+                note = Some(DataNote { name: file_name(data), examples: prepared.examples });
+                Some(prepared)
+            }
+        };
+        let (file_bytes, passes) = (weight_bytes(path)?, removed_by_passes(&root(path))?);
+        let loads = Vec::new();
+        entries.push(Entry { name, model, file_bytes, baseline: false, prepared, loads, passes });
+        if entries.len() == 1 && with_baselines {
+            let mut made = baselines(&entries[0].name, &entries[0].model, bar)?;
+            for entry in &mut made {
+                entry.prepared = entries[0].prepared.clone();
+            }
+            entries.extend(made);
+        }
+    }
+    Ok((entries, note))
+}
+
+/// The examples of `data` in the tokens of the model at `path`.
+fn prepared(path: &Path, model: &Model, data: &Path, judging: &JudgeArgs) -> Result<Prepared> {
+    let tokenizer = needed_tokenizer(path)?;
+    let tokens = max_tokens(model, Some(&tokenizer), path, judging.max_length)?;
+    let table = read_examples(data, &judging.columns.columns())?;
+    let labelled = table.examples.iter().all(|e| is_labelled(e, model.config.task));
+    let prepared = Prepared::new(&table, model, &tokenizer, tokens, labelled, data)?;
+    // What these say of every token is too much to keep.
+    if matches!(model.config.task, Task::MaskedLm | Task::Bare) {
+        judgeable(model, &prepared)?;
+    }
+    Ok(prepared)
+}
+
+/// Refuses to compare what answers different questions.
+fn comparable(first: &Entry, name: &str, model: &Model) -> Result<()> {
+    let (a, b) = (&first.model.config, &model.config);
+    if a.task == b.task && a.classes() == b.classes() && a.regression == b.regression {
+        return Ok(());
+    }
+    let say = |c: &compress::model::Config| match c.classes() {
+        0 => format!("a head for {}", c.task.name()),
+        n => format!("a head for {} with {n} classes", c.task.name()),
+    };
+    Err(Error::Mismatch {
+        found: format!("{name} has {}", say(b)),
+        expected: format!("{} has {}", first.name, say(a)),
+        advice: "compare variants of one model",
+    })
+}
+
+/// The shortest ends of the paths that tell them apart; the same path twice gets a number.
+fn names(paths: &[PathBuf]) -> Vec<String> {
+    let end = |path: &Path, parts: usize| -> String {
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        let all: Vec<String> =
+            path.iter().map(|p| p.to_string_lossy().into_owned()).filter(|p| p != "/").collect();
+        all[all.len().saturating_sub(parts)..].join("/")
+    };
+    let distinct = |names: &[String]| {
+        let mut sorted = names.to_vec();
+        sorted.sort();
+        sorted.dedup();
+        sorted.len() == names.len()
+    };
+    let tries = (1..=4).map(|parts| paths.iter().map(|p| end(p, parts)).collect::<Vec<_>>());
+    let mut names = match tries.clone().find(|names| distinct(names)) {
+        Some(names) => return names,
+        None => tries.last().unwrap_or_default(),
+    };
+    for i in (0..names.len()).rev() {
+        let before = names[..i].iter().filter(|n| **n == names[i]).count();
+        if before > 0 {
+            names[i] += &format!(" #{}", before + 1);
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_as_short_as_they_can_be() {
+        let of = |paths: &[&str]| names(&paths.iter().map(PathBuf::from).collect::<Vec<_>>());
+        assert_eq!(of(&["/no/a", "/no/b"]), ["a", "b"]);
+        assert_eq!(of(&["/no/x/model", "/no/y/model"]), ["x/model", "y/model"]);
+        assert_eq!(of(&["/no/a", "/no/a"]), ["no/a", "no/a #2"]);
+    }
+}

@@ -1,0 +1,326 @@
+//! `compress gate OUT`: does an output keep what it has to?
+
+use super::compare::{JudgeArgs, TimingArgs, gather, measure};
+use super::{ThreadArgs, print, print_json, progress};
+use clap::Args;
+use compress::checkpoint::read_json;
+use compress::compare::Comparison;
+use compress::pipeline::weight_bytes;
+use compress::report::{count, plain_table};
+use compress::{Error, Result};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+#[derive(Debug, Args)]
+pub struct GateArgs {
+    /// The output to be checked
+    output: PathBuf,
+    /// The model that it was made from: judged and timed beside it. Without it, the report in OUT says how good and how
+    /// fast that was
+    #[arg(long, value_name = "MODEL")]
+    against: Option<PathBuf>,
+    /// The most that the main metric may fall by: `1%` or `0.01` is one point
+    #[arg(long, value_name = "DROP")]
+    max_drop: Option<Share>,
+    /// The least share of answers that must be as those of the original, as `98%`
+    #[arg(long, value_name = "SHARE")]
+    min_agreement: Option<Share>,
+    /// The most bytes of the weight files, as `20MB`, `19.5MiB` or a number of bytes
+    #[arg(long, value_name = "SIZE")]
+    max_size: Option<Size>,
+    /// The most time that it may take, as a share of the original's: 0.5 is twice as fast
+    #[arg(long, value_name = "RATIO")]
+    max_latency_ratio: Option<f64>,
+    #[command(flatten)]
+    judging: JudgeArgs,
+    #[command(flatten)]
+    timing: TimingArgs,
+    #[command(flatten)]
+    threads: ThreadArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// No progress on stderr
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// A share: `1%` or `0.01`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Share(f64);
+
+impl FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Share, String> {
+        let (number, unit) = match text.strip_suffix('%') {
+            Some(number) => (number, 100.0),
+            None => (text, 1.0),
+        };
+        match number.trim().parse::<f64>() {
+            Ok(n) if (0.0..=1.0).contains(&(n / unit)) => Ok(Share(n / unit)),
+            _ => Err("expected a share from 0 to 1, or from 0% to 100%".into()),
+        }
+    }
+}
+
+/// Bytes: `20MB`, `19.5MiB`, `800 kB` or `20000000`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Size(u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Size, String> {
+        let start = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+        let (number, unit) = text.split_at(start);
+        let unit = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 1.0,
+            "kb" => 1e3,
+            "mb" => 1e6,
+            "gb" => 1e9,
+            "kib" => 1024.0,
+            "mib" => 1024.0 * 1024.0,
+            "gib" => 1024.0 * 1024.0 * 1024.0,
+            _ => return Err("expected bytes with a unit of B, kB, MB, GB, KiB, MiB or GiB".into()),
+        };
+        match number.parse::<f64>() {
+            Ok(n) if n > 0.0 && n * unit < 1e18 => Ok(Size((n * unit) as u64)),
+            _ => Err("expected bytes, as `20MB` or `20000000`".into()),
+        }
+    }
+}
+
+/// One thing that was asked for.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Check {
+    name: &'static str,
+    passed: bool,
+    found: f64,
+    limit: f64,
+    /// `measured` now, or what the `report` of the run says.
+    source: &'static str,
+    /// What was found, in words.
+    text: String,
+}
+
+impl Check {
+    fn at_most(
+        name: &'static str,
+        found: f64,
+        limit: f64,
+        source: &'static str,
+        text: String,
+    ) -> Check {
+        Check { name, passed: found <= limit, found, limit, source, text }
+    }
+}
+
+pub fn main(args: &GateArgs) -> Result<()> {
+    args.threads.apply()?;
+    args.timing.check()?;
+    if let Some(ratio) = args.max_latency_ratio.filter(|r| !(*r > 0.0 && r.is_finite())) {
+        return Err(Error::Usage {
+            found: format!("--max-latency-ratio is {ratio}"),
+            advice: "give a number above 0: 0.5 is twice as fast as the original".into(),
+        });
+    }
+    let quality = args.max_drop.is_some() || args.min_agreement.is_some();
+    if !quality && args.max_size.is_none() && args.max_latency_ratio.is_none() {
+        return Err(Error::Usage {
+            found: "nothing is asked of the output".into(),
+            advice: "give --max-drop, --min-agreement, --max-size or --max-latency-ratio".into(),
+        });
+    }
+    let mut checks = Vec::new();
+    if let Some(Size(limit)) = args.max_size {
+        let found = weight_bytes(&args.output)?;
+        let text = format!("{} bytes, at most {}", count(found), count(limit));
+        checks.push(Check::at_most("size", found as f64, limit as f64, "measured", text));
+    }
+    match &args.against {
+        Some(original) if quality || args.max_latency_ratio.is_some() => {
+            if quality && args.judging.eval().is_none() {
+                return Err(Error::Usage {
+                    found: "there is nothing to judge by".into(),
+                    advice: "give examples with --eval".into(),
+                });
+            }
+            let bar = progress::Bar::new(args.quiet);
+            let models = [original.clone(), args.output.clone()];
+            let (entries, data) = gather(&models, &args.judging, false, &bar)?;
+            let comparison = measure(entries, data, &args.timing, &bar)?;
+            bar.finish();
+            measured(args, &comparison, &mut checks)?;
+        }
+        Some(_) => {}
+        None => reported(args, &mut checks)?,
+    }
+    let failed: Vec<&Check> = checks.iter().filter(|c| !c.passed).collect();
+    if args.json {
+        print_json(&json!({"passed": failed.is_empty(), "checks": checks}))?;
+    } else {
+        let row = |c: &Check| {
+            let verdict = if c.passed { "ok" } else { "FAILED" };
+            vec![c.name.to_string(), verdict.to_string(), c.source.to_string(), c.text.clone()]
+        };
+        let rows: Vec<Vec<String>> = checks.iter().map(row).collect();
+        print(&plain_table(&["", "", "from", "found"], &rows))?;
+    }
+    match failed.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Gate {
+            failed: failed
+                .iter()
+                .map(|c| format!("{}: {}", c.name, c.text))
+                .collect::<Vec<_>>()
+                .join("; "),
+        }),
+    }
+}
+
+/// From both models, run side by side.
+fn measured(args: &GateArgs, comparison: &Comparison, checks: &mut Vec<Check>) -> Result<()> {
+    let [original, output] = &comparison.variants[..] else {
+        unreachable!("two models were compared");
+    };
+    if let Some(Share(limit)) = args.max_drop {
+        let (Some(before), Some(after), Some(d)) =
+            (original.metric(), output.metric(), output.difference)
+        else {
+            return Err(no_metric());
+        };
+        let text = format!(
+            "{} {:.4}, before {:.4} ({:+.4}, 95 % {:+.4} to {:+.4}), at most {limit} less",
+            after.name, after.value, before.value, d.value, d.interval[0], d.interval[1]
+        );
+        checks.push(Check::at_most("drop", -d.value, limit, "measured", text));
+    }
+    if let Some(Share(limit)) = args.min_agreement {
+        let agreement = output.closeness.iter().find(|m| m.name == "agreement");
+        checks.push(agrees(agreement.map(|m| m.value), limit, "measured")?);
+    }
+    if let Some(limit) = args.max_latency_ratio {
+        // The slowest of the loads decides: each of them is somebody's use.
+        let worst =
+            output.timings.iter().min_by(|a, b| a.speedup.median.total_cmp(&b.speedup.median));
+        let worst = worst.expect("at least one batch size is timed");
+        let found = 1.0 / worst.speedup.median;
+        let text = format!(
+            "{found:.3} of the time in batches of {} ({:.3} to {:.3}), at most {limit}",
+            worst.batch,
+            1.0 / worst.speedup.high,
+            1.0 / worst.speedup.low
+        );
+        checks.push(Check::at_most("latency", found, limit, "measured", text));
+    }
+    Ok(())
+}
+
+/// From what the run that wrote the output found.
+fn reported(args: &GateArgs, checks: &mut Vec<Check>) -> Result<()> {
+    let path = |name: &str| args.output.join(name);
+    let missing = |path: &Path, found: &str| Error::Mismatch {
+        found: format!("{} {found}", path.display()),
+        expected:
+            "without --against, the report in the output is all that is known of the original"
+                .into(),
+        advice: "give the original with --against, and examples with --eval",
+    };
+    let read = |name: &str| -> Result<Value> {
+        match path(name).is_file() {
+            true => read_json(&path(name)),
+            false => Err(missing(&path(name), "is not there")),
+        }
+    };
+    if args.max_drop.is_some() || args.min_agreement.is_some() {
+        let report = read("report.json")?;
+        let quality = &report["quality"];
+        if let Some(eval) = args.judging.eval() {
+            let name = super::file_name(eval);
+            if quality["data"].as_str() != Some(name.as_str()) {
+                return Err(missing(&path("report.json"), &format!("does not judge by {name}")));
+            }
+        }
+        if let Some(Share(limit)) = args.max_drop {
+            let value = |when: &str| quality[when][0]["value"].as_f64();
+            let (Some(before), Some(after)) = (value("before"), value("after")) else {
+                return Err(missing(&path("report.json"), "has no metric"));
+            };
+            let name = quality["after"][0]["name"].as_str().unwrap_or("metric");
+            let text = format!("{name} {after:.4}, before {before:.4}, at most {limit} less");
+            checks.push(Check::at_most("drop", before - after, limit, "report", text));
+        }
+        if let Some(Share(limit)) = args.min_agreement {
+            let all = quality["fidelity"].as_array().into_iter().flatten();
+            let found = all.filter(|m| m["name"] == "agreement").find_map(|m| m["value"].as_f64());
+            checks.push(agrees(found, limit, "report")?);
+        }
+    }
+    if let Some(limit) = args.max_latency_ratio {
+        let measured = read("measured.json")?;
+        let ms = |i: usize| measured["latency"][i]["median_ms"].as_f64();
+        let (Some(before), Some(after)) = (ms(0), ms(1)) else {
+            return Err(missing(&path("measured.json"), "has no latency"));
+        };
+        let found = after / before;
+        let text = format!(
+            "{after:.2} ms, before {before:.2} ms: {found:.3} of the time, at most {limit}"
+        );
+        checks.push(Check::at_most("latency", found, limit, "report", text));
+    }
+    Ok(())
+}
+
+fn agrees(found: Option<f64>, limit: f64, source: &'static str) -> Result<Check> {
+    let Some(found) = found else {
+        return Err(Error::Mismatch {
+            found: "this head has no answers that agree or not".into(),
+            expected: "--min-agreement counts equal classes".into(),
+            advice: "use --max-drop",
+        });
+    };
+    let text = format!("{found:.4} of the answers are the original's, at least {limit}");
+    Ok(Check { name: "agreement", passed: found >= limit, found, limit, source, text })
+}
+
+fn no_metric() -> Error {
+    Error::Mismatch {
+        found: "the examples have no labels".into(),
+        expected: "a drop is one of a metric".into(),
+        advice: "give labelled examples, or use --min-agreement",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_shares_are_read_with_their_units() {
+        let sizes = ["20MB", "1.5 MiB", "800kB", "123", "0MB", "MB", "1e3", "5 parsecs", "-3MB"];
+        let sizes: Vec<Option<u64>> =
+            sizes.iter().map(|s| s.parse::<Size>().ok().map(|s| s.0)).collect();
+        assert_eq!(
+            sizes,
+            [
+                Some(20_000_000),
+                Some(1_572_864),
+                Some(800_000),
+                Some(123),
+                None,
+                None,
+                None,
+                None,
+                None
+            ]
+        );
+        let shares: Vec<Option<f64>> = ["1%", "0.01", "100%", "1.5", "-1%", "x", "NaN"]
+            .iter()
+            .map(|s| s.parse::<Share>().ok().map(|s| s.0))
+            .collect();
+        assert_eq!(shares, [Some(0.01), Some(0.01), Some(1.0), None, None, None, None]);
+    }
+}

@@ -1,0 +1,214 @@
+//! Variants side by side: `compare`, `bench`, `gate`, as a pipeline would drive them.
+
+use crate::support::{Dir, Run};
+use serde_json::Value;
+use std::fs;
+use std::process::{Command, Stdio};
+
+/// A tiny classifier at `model`, and what two recipes made of it.
+fn variants() -> Dir {
+    let dir = Dir::with_tiny();
+    for (passes, out) in [("binarize", "small"), ("prune(sparsity=0.5)", "cut")] {
+        let eval = ["--calib", "none", "--eval", "data.tsv", "model", "-o", out];
+        dir.ok(&[&["--passes", passes], &eval[..]].concat());
+    }
+    dir
+}
+
+const QUICK: &[&str] = &["--runs", "1", "--batch", "1,4", "--quiet"];
+
+#[test]
+fn compare_has_every_model_and_the_baselines_of_the_first() {
+    let dir = variants();
+    let compare = |rest: &[&str]| {
+        let models = ["compare", "model", "small", "cut", "--eval", "data.tsv"];
+        dir.json(&[&models, QUICK, rest].concat())
+    };
+    let json = compare(&[]);
+    let of = |json: &Value| -> Vec<String> {
+        let all = json["variants"].as_array().expect("variants");
+        all.iter().map(|v| v["name"].as_str().expect("a name").to_string()).collect()
+    };
+    assert_eq!(of(&json), ["model", "model (f16)", "model (int8)", "small", "cut"]);
+    let at =
+        |path: &str| json.pointer(path).cloned().unwrap_or_else(|| panic!("no {path}: {json:#}"));
+    assert_eq!((at("/schema"), at("/data/examples")), (1.into(), 8.into()));
+    // Bytes are those of the files.
+    for (i, name) in [(0, "model"), (3, "small"), (4, "cut")] {
+        let file = fs::metadata(dir.path(name).join("model.safetensors")).expect("weights").len();
+        assert_eq!(at(&format!("/variants/{i}/file_bytes")), file, "{name}");
+    }
+    // Quality is what `eval` says.
+    let eval = dir.json(&["eval", "cut", "--data", "data.tsv"]);
+    assert_eq!(at("/variants/4/metrics"), eval["metrics"]);
+    assert_eq!(at("/variants/4/passes/0/pass"), "prune");
+    assert_eq!(at("/variants/0/timings").as_array().map(Vec::len), Some(2));
+    assert!(at("/variants/3/timings/1/speedup/median").as_f64().is_some_and(|x| x > 0.0));
+    assert_eq!(of(&compare(&["--no-baselines"])), ["model", "small", "cut"]);
+    // What is packed already has no baselines.
+    let packed = dir.json(&[&["compare", "small", "cut", "--eval", "data.tsv"], QUICK].concat());
+    assert_eq!(of(&packed), ["small", "cut"]);
+}
+
+#[test]
+fn compare_works_without_examples_and_names_what_it_timed() {
+    let dir = variants();
+    let text = dir.ok(&[&["compare", "model", "small", "--no-baselines"], QUICK].concat());
+    assert!(text.contains("timed on texts of 64 tokens"), "{text}");
+    assert!(!text.contains("accuracy"), "{text}");
+    assert!(text.contains("binarize  "), "what the pass took away: {text}");
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused() {
+    let dir = variants();
+    crate::tiny::Tiny::masked_lm().save(&dir.path("words"));
+    let refuse = |args: &[&str], code: i32, said: &str| {
+        let Run { code: found, stderr, .. } = dir.run(&[args, QUICK].concat());
+        assert_eq!(found, Some(code), "{args:?}: {stderr}");
+        assert!(stderr.contains(said), "{args:?}: {stderr}");
+    };
+    refuse(&["compare", "model", "words"], 4, "compare variants of one model");
+    refuse(&["compare", "words", "--eval", "data.tsv"], 4, "is not supported");
+    refuse(&["compare", "model", "nowhere"], 6, "cannot read");
+    refuse(&["compare", "model", "--texts", "0"], 2, "--texts is 0");
+    refuse(&["bench", "model", "--length", "9999"], 2, "--length has 9999");
+    refuse(&["compare", "model", "--html", "no/such/folder/x.html"], 6, "cannot write");
+}
+
+#[test]
+fn bench_times_every_batch_size_and_length() {
+    let dir = variants();
+    let json =
+        dir.json(&[&["bench", "model", "small", "--length", "4,8", "--baselines"], QUICK].concat());
+    let models = json["models"].as_array().expect("models");
+    assert_eq!(models.len(), 4);
+    for model in models {
+        let timings = model["timings"].as_array().expect("timings");
+        let sizes: Vec<_> = timings
+            .iter()
+            .map(|t| (t["batch"].as_u64().unwrap(), t["tokens"].as_u64().unwrap()))
+            .collect();
+        assert_eq!(sizes, [(1, 4), (1, 8), (4, 16), (4, 32)]);
+    }
+    let text = dir.ok(&[&["bench", "model", "small", "--eval", "data.tsv"], QUICK].concat());
+    assert!(text.contains("8 texts of data.tsv"), "{text}");
+    assert!(text.contains("mean tokens"), "{text}");
+}
+
+/// Exit 0 and 5, with what failed, as JSON and as text; from the report of the run, and measured now.
+#[test]
+fn a_gate_lets_through_what_keeps_its_promises() {
+    let dir = variants();
+    let gate = |rest: &[&str]| dir.run(&[&["gate", "small"], rest, QUICK].concat());
+    let passed = gate(&["--max-drop", "100%", "--max-size", "1MB", "--max-latency-ratio", "1e6"]);
+    assert_eq!(passed.code, Some(0), "{passed:?}");
+    assert_eq!(passed.stdout.matches(" ok ").count(), 3, "{}", passed.stdout);
+    let closed = gate(&["--max-size", "1kB", "--json"]);
+    assert_eq!(closed.code, Some(5), "{closed:?}");
+    assert!(closed.stderr.starts_with("error: the gate is closed: size: "), "{}", closed.stderr);
+    let json: Value = serde_json::from_str(&closed.stdout).expect("JSON");
+    assert_eq!((&json["passed"], &json["checks"][0]["name"]), (&false.into(), &"size".into()));
+    assert_eq!(json["checks"][0]["limit"], 1000.0);
+
+    let against = ["--against", "model", "--eval", "data.tsv", "--json"];
+    let measured = gate(
+        &[
+            &against[..],
+            &["--max-drop", "1", "--min-agreement", "0", "--max-latency-ratio", "1e-9"],
+        ]
+        .concat(),
+    );
+    assert_eq!(measured.code, Some(5), "{measured:?}");
+    let json: Value = serde_json::from_str(&measured.stdout).expect("JSON");
+    let of = |key: &str| -> Vec<Value> {
+        json["checks"].as_array().expect("checks").iter().map(|c| c[key].clone()).collect()
+    };
+    assert_eq!(of("name"), ["drop", "agreement", "latency"]);
+    assert_eq!(of("passed"), [true, true, false].map(Value::from));
+    assert!(of("source").iter().all(|s| s == "measured"));
+}
+
+#[test]
+fn a_gate_that_asks_nothing_or_cannot_know_is_refused() {
+    let dir = variants();
+    let refuse = |args: &[&str], code: i32, said: &str| {
+        let Run { code: found, stderr, .. } = dir.run(&[args, QUICK].concat());
+        assert_eq!(found, Some(code), "{args:?}: {stderr}");
+        assert!(stderr.contains(said), "{args:?}: {stderr}");
+    };
+    refuse(&["gate", "small"], 2, "nothing is asked of the output");
+    refuse(
+        &["gate", "small", "--max-drop", "1%", "--against", "model"],
+        2,
+        "give examples with --eval",
+    );
+    refuse(&["gate", "model", "--max-drop", "1%"], 4, "report.json is not there");
+    refuse(&["gate", "small", "--max-latency-ratio", "-1"], 2, "--max-latency-ratio is -1");
+    refuse(&["gate", "small", "--max-size", "12 parsecs"], 2, "expected bytes");
+    dir.write("other.tsv", "sentence\tlabel\nto the sea\t1\n");
+    refuse(
+        &["gate", "small", "--max-drop", "1%", "--eval", "other.tsv"],
+        4,
+        "does not judge by other.tsv",
+    );
+}
+
+/// Where Chromium is: no console error, nothing asked of the net, and the points that the data says.
+#[test]
+fn the_page_opens_in_a_browser() {
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    let runs = |name: &&str| {
+        Command::new(name)
+            .arg("--version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok()
+    };
+    let dir = variants();
+    let compare = ["compare", "model", "small", "--eval", "data.tsv", "--html", "page.html"];
+    dir.ok(&[&compare, QUICK].concat());
+    let Some(browser) = names.into_iter().find(runs) else {
+        eprintln!("skipped: no Chromium");
+        return;
+    };
+    let profile = dir.path("profile");
+    let output = Command::new(browser)
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+        ])
+        .args([
+            "--disable-component-update",
+            "--disable-sync",
+            "--enable-logging=stderr",
+            "--v=0",
+            "--dump-dom",
+        ])
+        .arg(format!("--user-data-dir={}", profile.display()))
+        .arg(format!("file://{}", dir.path("page.html").display()))
+        .stdin(Stdio::null())
+        .output()
+        .expect("a browser that runs");
+    let (dom, log) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{log}");
+    // What a page says, and what its policy forbids, is logged as CONSOLE.
+    assert!(!log.contains("CONSOLE"), "{log}");
+    let start = dom.find("id=\"comparison\">").expect("the data") + "id=\"comparison\">".len();
+    let data = &dom[start..start + dom[start..].find("</script>").expect("its end")];
+    let json: Value = serde_json::from_str(data).expect("JSON");
+    for v in json["variants"].as_array().expect("variants") {
+        let size = v["file_bytes"].as_f64().expect("bytes") / 1_048_576.0;
+        let value = v["metrics"][0]["value"].as_f64().expect("judged");
+        let point = format!(
+            "data-variant=\"{}\" data-cost=\"{size}\" data-value=\"{value}\"",
+            v["name"].as_str().expect("a name")
+        );
+        assert!(dom.contains(&point), "{point}");
+    }
+}
