@@ -144,7 +144,7 @@ fn a_gate_that_asks_nothing_or_cannot_know_is_refused() {
         "give examples with --eval",
     );
     refuse(&["gate", "model", "--max-drop", "1%"], 4, "report.json is not there");
-    refuse(&["gate", "small", "--max-latency-ratio", "-1"], 2, "--max-latency-ratio is -1");
+    refuse(&["gate", "small", "--max-latency-ratio", "0"], 2, "--max-latency-ratio is 0");
     refuse(&["gate", "small", "--max-size", "12 parsecs"], 2, "expected bytes");
     dir.write("other.tsv", "sentence\tlabel\nto the sea\t1\n");
     refuse(
