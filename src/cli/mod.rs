@@ -19,6 +19,7 @@ use compress::data::tables::Columns;
 use compress::data::tokenizer::{Tokenizer, sentence_max_length};
 use compress::eval::latency;
 use compress::model::{Model, Task};
+use compress::runtime::kernels;
 use compress::{Error, Result};
 use std::error::Error as _;
 use std::path::Path;
@@ -142,7 +143,7 @@ pub fn main() -> ExitCode {
     if let None | Some(Command::Forward(_) | Command::Train(_)) = cli.command {
         progress::catch_signals(); // the others leave nothing behind when a signal ends them
     }
-    let done = match &cli.command {
+    let done = kernels::limit_by_environment().and_then(|()| match &cli.command {
         None => run::main(&cli.run),
         Some(Command::Inspect(args)) => inspect::main(args),
         Some(Command::Eval(args)) => eval::main(args),
@@ -153,7 +154,7 @@ pub fn main() -> ExitCode {
         Some(Command::Compare(args)) => compare::main(args),
         Some(Command::Bench(args)) => bench::main(args),
         Some(Command::Gate(args)) => gate::main(args),
-    };
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

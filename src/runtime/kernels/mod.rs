@@ -7,6 +7,7 @@
 mod activation;
 mod dropout;
 mod elastic;
+mod level;
 mod matmul;
 mod norm;
 pub mod packed;
@@ -17,6 +18,7 @@ mod rounding;
 pub use activation::{activate, activation_gradient, softmax, softmax_backward};
 pub use dropout::dropout;
 pub use elastic::{signs, signs_gradient, steps, steps_gradient};
+pub use level::{Level, limit, limit_by_environment};
 #[cfg(test)]
 pub use matmul::MACS;
 pub use matmul::{Mat, MatMut, add_product, product};
@@ -38,7 +40,9 @@ macro_rules! dispatch {
                 fn avx512($($arg: $ty),*) {
                     $body($($arg),*)
                 }
-                if std::arch::is_x86_feature_detected!("avx512f")
+                use $crate::runtime::kernels::Level;
+                if Level::Avx512.allowed()
+                    && std::arch::is_x86_feature_detected!("avx512f")
                     && std::arch::is_x86_feature_detected!("avx512bw")
                     && std::arch::is_x86_feature_detected!("avx512dq")
                     && std::arch::is_x86_feature_detected!("avx512vl")
@@ -47,7 +51,8 @@ macro_rules! dispatch {
                     // and FMA.
                     return unsafe { avx512($($arg),*) };
                 }
-                if std::arch::is_x86_feature_detected!("avx2")
+                if Level::Avx2.allowed()
+                    && std::arch::is_x86_feature_detected!("avx2")
                     && std::arch::is_x86_feature_detected!("fma")
                 {
                     // SAFETY: the two features that `avx2` needs were just detected.

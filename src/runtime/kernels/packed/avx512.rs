@@ -8,11 +8,13 @@
 // Loops over registers: by index they unroll, and closures would not be compiled for these features.
 #![allow(clippy::needless_range_loop)]
 
+use super::quantise::{Quantised, Step};
 use super::{
     BLOCK, Bits, Bytes, CHUNK, Form, GROUP, MAX_PLANES, Pass, Product, STRIP, Signs, Sum, WORD,
     Words,
 };
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 /// Blocks of a strip: all kernels take this many at once.
 const BLOCKS: usize = STRIP / BLOCK;
@@ -20,6 +22,8 @@ const BLOCKS: usize = STRIP / BLOCK;
 const HALF: usize = WORD / 2;
 /// Bytes of tables that are made at once: a part of the second-level cache.
 const TABLES: usize = 256 << 10;
+/// Bytes of codes that all strips see before the next ones: as above.
+const CODES: usize = 256 << 10;
 
 pub(super) fn detected() -> bool {
     is_x86_feature_detected!("avx512f")
@@ -36,37 +40,149 @@ pub(super) fn detected() -> bool {
 )]
 pub(super) fn multiply(product: &mut Product) {
     let (weights, x) = (product.weights, product.x);
-    let padded = weights.padded();
     match (&weights.form, x.bits) {
-        (Form::Int8(int8), bits) => {
-            let (signs, sum);
-            let codes = match bits {
-                Bits::One => {
-                    (signs, sum) = (x.positive(), Sum::Positive);
-                    &signs
-                }
-                _ => {
-                    sum = Sum::Products;
-                    &x.codes
-                }
-            };
-            let per_strip = BLOCKS * padded / GROUP;
-            for from in (0..weights.rows).step_by(STRIP) {
-                let panel = &int8.codes[from / STRIP * per_strip..][..per_strip];
-                panel_strip(product, sum, from, panel, codes);
-            }
+        (Form::Int8(int8), Bits::One) => {
+            let codes = x.positive();
+            bytes(product, Sum::Positive, &codes, |strip, _| Some(int8.strip(strip)));
+        }
+        (Form::Int8(int8), _) => {
+            bytes(product, Sum::Products, &x.codes, |strip, _| Some(int8.strip(strip)));
         }
         (Form::Signs(signs), Bits::Eight) if signs.planes > 1 => {
-            let mut panel = vec![Bytes::ZERO; BLOCKS * padded / GROUP];
-            for from in (0..weights.rows).step_by(STRIP) {
-                expand_levels(signs, padded, from, &mut panel);
-                panel_strip(product, Sum::Products, from, &panel, &x.codes);
-            }
+            bytes(product, Sum::Products, &x.codes, |strip, panel| {
+                expand_levels(signs, weights.padded(), strip * STRIP, panel);
+                None
+            });
+        }
+        (Form::Signs(signs), Bits::Eight) if x.tokens >= EXPAND && two_dots() => {
+            bytes(product, Sum::Set, &x.codes, |strip, panel| {
+                expand_bits(signs.strip(0, strip, weights.padded()), panel);
+                None
+            });
         }
         (Form::Signs(signs), Bits::Eight) => lookup::<2>(product, signs),
         (Form::Signs(signs), Bits::Four) => lookup::<1>(product, signs),
         (Form::Signs(signs), Bits::One) => differing(product, signs),
     }
+}
+
+/// Codes of 8 bits with signs: from so many tokens on, signs made bytes are as fast as tables, if `vpdpbusd` is.
+const EXPAND: usize = 8;
+
+/// Whether `vpdpbusd` runs twice a cycle: 128 multiply-accumulates, which tables for 8 bits do as well, but for making
+/// them. AMD's Zen 4 runs it once, and tables are 1.1 times as fast there; Intel's servers twice, and tables take twice as long.
+fn two_dots() -> bool {
+    static TWO: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *TWO.get_or_init(|| {
+        let vendor = __cpuid(0);
+        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+    })
+}
+
+/// Products with weights as bytes, of one pass: part by part of the tokens, in it strip by strip. `panel` gives those of a
+/// strip, `[BLOCKS, padded / 4]`, or writes them where it is told.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn bytes<'a>(
+    product: &mut Product,
+    sum: Sum,
+    codes: &[u8],
+    panel: impl Fn(usize, &mut [Bytes]) -> Option<&'a [Bytes]>,
+) {
+    let (tokens, padded) = (product.x.tokens, product.weights.padded());
+    let pass = product.weights.passes(product.x.bits).next().expect("one pass");
+    let mut written = vec![Bytes::ZERO; BLOCKS * padded / GROUP];
+    let most = CODES.checked_div(padded).map_or(tokens, |most| (most / 6 * 6).max(6));
+    for first in (0..tokens).step_by(most) {
+        for (strip, from) in (0..product.weights.rows).step_by(STRIP).enumerate() {
+            let weights = panel(strip, &mut written).unwrap_or(&written);
+            panel_strip(product, pass, sum, from, weights, codes, first..tokens.min(first + most));
+        }
+    }
+}
+
+/// As `encode_rows`, which reads like what it does, with the same codes: four registers side by side, and integers
+/// packed with saturation instead of cut in f32.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+pub(super) fn encode(x: &[f32], out: &mut Quantised) {
+    let (cols, padded) = (out.cols, out.padded());
+    let levels = out.bits.levels();
+    let zero = _mm512_setzero_ps();
+    // `vpackusdw` and `vpackuswb` work within 128 bits: this puts the 32-bit lanes back in order.
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let most = _mm512_set1_epi8(levels as i8);
+    // Of the last columns, where they are no whole line.
+    let tail = cols % CHUNK;
+    let live = (1u64 << tail) - 1;
+    for (t, (x, codes)) in x.chunks_exact(cols).zip(out.codes.chunks_exact_mut(padded)).enumerate()
+    {
+        let (lines, rest) = x.as_chunks::<CHUNK>();
+        let (mut least, mut greatest) = ([zero; 4], [zero; 4]);
+        let last = registers(rest, live);
+        for line in lines.iter().map(|line| registers(line, u64::MAX)).chain([last]) {
+            for i in 0..4 {
+                // With NaN in the first place the second one stays.
+                least[i] = _mm512_min_ps(line[i], least[i]);
+                greatest[i] = _mm512_max_ps(line[i], greatest[i]);
+            }
+        }
+        let [a, b, c, d] = least;
+        let least = _mm512_reduce_min_ps(_mm512_min_ps(_mm512_min_ps(a, b), _mm512_min_ps(c, d)));
+        let [a, b, c, d] = greatest;
+        let greatest =
+            _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d)));
+        let step = Step::new(least, greatest, f32::from(levels));
+        let inverse = _mm512_set1_ps(step.inverse);
+        let shift = _mm512_set1_epi32(step.zero as i32);
+        let code = |line: [__m512; 4]| {
+            let mut values = [_mm512_setzero_si512(); 4];
+            for i in 0..4 {
+                let rounded = _mm512_cvtps_epi32(_mm512_mul_ps(line[i], inverse));
+                values[i] = _mm512_add_epi32(rounded, shift);
+            }
+            let [a, b, c, d] = values;
+            let bytes = _mm512_packus_epi16(_mm512_packus_epi32(a, b), _mm512_packus_epi32(c, d));
+            _mm512_min_epu8(_mm512_permutexvar_epi32(order, bytes), most)
+        };
+        let mut totals = _mm512_setzero_si512();
+        let (codes, _) = codes.as_chunks_mut::<CHUNK>();
+        for (x, out) in lines.iter().zip(codes.iter_mut()) {
+            let bytes = code(registers(x, u64::MAX));
+            totals = _mm512_dpbusd_epi32(totals, bytes, _mm512_set1_epi8(1));
+            // SAFETY: 64 bytes are written to an array of 64 bytes.
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), bytes) };
+        }
+        if let Some(out) = codes.get_mut(lines.len()) {
+            // Zeros of the padding would be codes of zero.
+            let bytes = _mm512_maskz_mov_epi8(live, code(last));
+            totals = _mm512_dpbusd_epi32(totals, bytes, _mm512_set1_epi8(1));
+            // SAFETY: 64 bytes are written to an array of 64 bytes.
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), bytes) };
+        }
+        out.scales[t] = step.scale;
+        out.zeros[t] = step.zero as i32;
+        out.totals[t] = _mm512_reduce_add_epi32(totals);
+    }
+}
+
+/// Up to 64 values, as many as there are bits in `live`, from the lowest on; zeros behind them.
+#[inline]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+fn registers(x: &[f32], live: u64) -> [__m512; 4] {
+    assert!(x.len() >= (u64::BITS - live.leading_zeros()) as usize);
+    let mut line = [_mm512_setzero_ps(); 4];
+    for i in 0..4 {
+        // SAFETY: what is not masked lies in `x`, as asserted.
+        line[i] = unsafe {
+            _mm512_maskz_loadu_ps((live >> (16 * i)) as u16, x.as_ptr().wrapping_add(16 * i))
+        };
+    }
+    line
 }
 
 /// Codes of `DIGITS` times 4 bits and planes of signs, by tables.
@@ -280,20 +396,27 @@ fn look<const DIGITS: usize, const T: usize, const STRAIGHT: bool>(
     sums
 }
 
-/// Codes of all tokens, `[tokens, padded]`, with weights of a strip, `[BLOCKS, padded / 4]`.
+/// Codes of some tokens, of `[tokens, padded]`, with weights of a strip, `[BLOCKS, padded / 4]`.
 #[target_feature(
     enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
 )]
-fn panel_strip(product: &mut Product, sum: Sum, from: usize, panel: &[Bytes], codes: &[u8]) {
-    let tokens = product.x.tokens;
-    let mut t = 0;
-    while t < tokens {
+fn panel_strip(
+    product: &mut Product,
+    pass: Pass,
+    sum: Sum,
+    from: usize,
+    panel: &[Bytes],
+    codes: &[u8],
+    tokens: Range<usize>,
+) {
+    let mut t = tokens.start;
+    while t < tokens.end {
         let ahead = &codes[t * product.weights.padded()..];
-        t += match tokens - t {
-            1 => store(product, Pass::Whole, sum, t, from, dot::<1>(panel, ahead)),
-            2 | 3 => store(product, Pass::Whole, sum, t, from, dot::<2>(panel, ahead)),
-            4 | 5 => store(product, Pass::Whole, sum, t, from, dot::<4>(panel, ahead)),
-            _ => store(product, Pass::Whole, sum, t, from, dot::<6>(panel, ahead)),
+        t += match tokens.end - t {
+            1 => store(product, pass, sum, t, from, dot::<1>(panel, ahead)),
+            2 | 3 => store(product, pass, sum, t, from, dot::<2>(panel, ahead)),
+            4 | 5 => store(product, pass, sum, t, from, dot::<4>(panel, ahead)),
+            _ => store(product, pass, sum, t, from, dot::<6>(panel, ahead)),
         }
     }
 }
@@ -326,11 +449,31 @@ fn dot<const T: usize>(panel: &[Bytes], codes: &[u8]) -> [[__m512i; BLOCKS]; T] 
     sums
 }
 
+/// Signs of a strip, `[BLOCKS, padded / 32]`, as 0 and 1, `[BLOCKS, padded / 4]`.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
+)]
+pub(super) fn expand_bits(words: &[Words], panel: &mut [Bytes]) {
+    let one = _mm512_set1_epi8(1);
+    let (lines, _) = panel.as_chunks_mut::<{ WORD / GROUP }>();
+    assert_eq!(lines.len(), words.len(), "words of a strip");
+    for (lines, words) in lines.iter_mut().zip(words) {
+        let words = load_words(words);
+        let mut shifts = _mm512_set1_epi64(0x2322_2120_0302_0100);
+        for line in lines {
+            let bits = _mm512_and_si512(_mm512_multishift_epi64_epi8(shifts, words), one);
+            // SAFETY: a line is 64 bytes, aligned to 64.
+            unsafe { _mm512_store_si512(line.0.as_mut_ptr().cast(), bits) };
+            shifts = _mm512_add_epi8(shifts, _mm512_set1_epi8(GROUP as i8));
+        }
+    }
+}
+
 /// The levels of a strip from row `from` on: `[BLOCKS, padded / 4]`.
 #[target_feature(
     enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vpopcntdq"
 )]
-fn expand_levels(signs: &Signs, padded: usize, from: usize, panel: &mut [Bytes]) {
+pub(super) fn expand_levels(signs: &Signs, padded: usize, from: usize, panel: &mut [Bytes]) {
     match signs.planes {
         2 => expand::<2, 4>(signs, padded, from, panel),
         3 => expand::<3, 8>(signs, padded, from, panel),

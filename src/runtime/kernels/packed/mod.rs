@@ -16,6 +16,8 @@
 //! `BLOCK` rows, in them columns by 32 (signs) or by 4 (int8), in them the rows: a register is
 //! one column group of a block, and its lanes are rows.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -29,7 +31,7 @@ mod tests;
 
 pub use quantise::{Bits, Quantised, binarise, quantise};
 
-use super::MatMut;
+use super::{Level, MatMut};
 
 /// Columns are padded to a multiple of this: the bytes of a 512-bit register.
 const CHUNK: usize = 64;
@@ -61,70 +63,21 @@ impl Bytes {
     const ZERO: Bytes = Bytes([0; GROUP * BLOCK]);
 }
 
-/// The instruction sets that there are kernels for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Level {
-    Scalar,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    /// With VNNI, VBMI and VPOPCNTDQ: Ice Lake, Zen 4 and later. Older AVX-512 has little that
-    /// AVX2 has not.
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-    Neon,
-    /// With `sdot`: ARMv8.2 and later, mostly.
-    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-    NeonDot,
-}
-
-impl Level {
-    /// What this machine has, best first.
-    #[cfg(test)]
-    fn available() -> Vec<Level> {
-        let mut levels = Vec::new();
+/// Whether this machine has what the kernels of `level` need.
+pub(super) fn detected(level: Level) -> bool {
+    match level {
+        Level::Scalar => true,
         #[cfg(target_arch = "x86_64")]
-        {
-            if avx512::detected() {
-                levels.push(Level::Avx512);
-            }
-            if avx2::detected() {
-                levels.push(Level::Avx2);
-            }
-        }
-        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-        {
-            if neon::dot_detected() {
-                levels.push(Level::NeonDot);
-            }
-            if neon::detected() {
-                levels.push(Level::Neon);
-            }
-        }
-        levels.push(Level::Scalar);
-        levels
-    }
-
-    fn best() -> Level {
+        Level::Avx2 => avx2::detected(),
         #[cfg(target_arch = "x86_64")]
-        {
-            if avx512::detected() {
-                return Level::Avx512;
-            }
-            if avx2::detected() {
-                return Level::Avx2;
-            }
-        }
+        Level::Avx512 => avx512::detected(),
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Level::Amx => amx::detected(),
         #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-        {
-            if neon::dot_detected() {
-                return Level::NeonDot;
-            }
-            if neon::detected() {
-                return Level::Neon;
-            }
-        }
-        Level::Scalar
+        Level::Neon => neon::detected(),
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Level::NeonDot => neon::dot_detected(),
+        _ => false,
     }
 }
 
@@ -316,32 +269,24 @@ impl Packed {
         let needed = (x.tokens - 1) * out.stride + self.rows;
         assert!(out.data.len() >= needed, "{} values, a product of {needed}", out.data.len());
         let mut product = Product { weights: self, x, data: out.data, stride: out.stride };
+        assert!(detected(level), "kernels of {level:?} on a machine without");
         match level {
-            Level::Scalar => scalar::multiply(&mut product),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => {
-                assert!(avx2::detected(), "AVX2 kernels on a machine without");
-                // SAFETY: the features were just detected.
-                unsafe { avx2::multiply(&mut product) }
-            }
+            // SAFETY: the features were just detected.
+            Level::Avx2 => unsafe { avx2::multiply(&mut product) },
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => {
-                assert!(avx512::detected(), "AVX-512 kernels on a machine without");
-                // SAFETY: the features were just detected.
-                unsafe { avx512::multiply(&mut product) }
-            }
+            // SAFETY: the features were just detected.
+            Level::Avx512 => unsafe { avx512::multiply(&mut product) },
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            // SAFETY: the features were just detected, and the use of tiles was granted.
+            Level::Amx => unsafe { amx::multiply(&mut product) },
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-            Level::Neon => {
-                assert!(neon::detected(), "NEON kernels on a machine without");
-                // SAFETY: the feature was just detected.
-                unsafe { neon::multiply::<false>(&mut product) }
-            }
+            // SAFETY: the feature was just detected.
+            Level::Neon => unsafe { neon::multiply::<false>(&mut product) },
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-            Level::NeonDot => {
-                assert!(neon::dot_detected(), "kernels with `sdot` on a machine without");
-                // SAFETY: both features were just detected.
-                unsafe { neon::multiply::<true>(&mut product) }
-            }
+            // SAFETY: both features were just detected.
+            Level::NeonDot => unsafe { neon::multiply::<true>(&mut product) },
+            _ => scalar::multiply(&mut product),
         }
     }
 
@@ -418,6 +363,15 @@ impl Packed {
     }
 }
 
+impl Int8 {
+    /// Strip `at`: `[STRIP / BLOCK, groups]`.
+    #[inline]
+    fn strip(&self, at: usize) -> &[Bytes] {
+        let per_strip = self.codes.len() / self.scales.len().div_ceil(STRIP);
+        &self.codes[at * per_strip..][..per_strip]
+    }
+}
+
 impl Signs {
     /// `[blocks, words]` of plane `k`.
     #[inline]
@@ -425,6 +379,13 @@ impl Signs {
         let per_plane = self.words.len() / self.planes;
         debug_assert!(padded == 0 || per_plane.is_multiple_of(padded / WORD));
         &self.words[k * per_plane..][..per_plane]
+    }
+
+    /// Of plane `k` strip `at`: `[STRIP / BLOCK, words]`.
+    #[inline]
+    fn strip(&self, k: usize, at: usize, padded: usize) -> &[Words] {
+        let per_strip = STRIP / BLOCK * padded / WORD;
+        &self.plane(k, padded)[at * per_strip..][..per_strip]
     }
 
     #[inline]
@@ -490,6 +451,8 @@ enum Sum {
     Differing,
     /// Weights where the sign of the activation is +1.
     Positive,
+    /// Columns where both signs are +1.
+    BothSet,
 }
 
 /// A product being made; `data` has an element for each token and row, which `multiply` checked.
@@ -512,6 +475,7 @@ impl Product<'_> {
             Sum::Set => (2, -x.totals[t], x.zeros[t]),
             Sum::Differing => (-2, weights.cols as i32, 0),
             Sum::Positive => (2, 0, 1),
+            Sum::BothSet => (4, -2 * x.totals[t], 1),
         };
         let to = weights.rows.min(from + sums.len());
         let out = &mut self.data[t * self.stride + from..][..to - from];

@@ -1,6 +1,6 @@
 //! Activations as integers, token by token.
 
-use super::super::dispatch;
+use super::super::{Level, dispatch};
 use super::{CHUNK, WORD};
 
 /// Bits of an activation.
@@ -16,7 +16,7 @@ pub enum Bits {
 
 impl Bits {
     /// The largest code.
-    fn levels(self) -> u8 {
+    pub(super) fn levels(self) -> u8 {
         match self {
             Bits::One => 1,
             Bits::Four => 15,
@@ -27,7 +27,7 @@ impl Bits {
 
 /// Activations `[tokens, cols]` as integers: `x ≈ scale · (code − zero)` with a scale and a zero
 /// point for each token, or `x ≈ ±scale` at one bit.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Quantised {
     pub(super) tokens: usize,
     pub(super) cols: usize,
@@ -41,7 +41,7 @@ pub struct Quantised {
     pub(super) scales: Vec<f32>,
     /// `[tokens]`; no meaning at one bit.
     pub(super) zeros: Vec<i32>,
-    /// `[tokens]`, the sum of the codes; no meaning at one bit.
+    /// `[tokens]`, the sum of the codes; at one bit, how many are +1.
     pub(super) totals: Vec<i32>,
 }
 
@@ -54,9 +54,19 @@ pub struct Quantised {
 /// # Panics
 /// If `x` is not `tokens × cols` long.
 pub fn quantise(x: &[f32], tokens: usize, cols: usize, bits: Bits) -> Quantised {
-    if bits == Bits::One {
-        return binarise(x, tokens, cols, None, None);
+    match bits {
+        Bits::One => binarise(x, tokens, cols, None, None),
+        Bits::Four | Bits::Eight => quantise_with(Level::best(), x, tokens, cols, bits),
     }
+}
+
+pub(super) fn quantise_with(
+    level: Level,
+    x: &[f32],
+    tokens: usize,
+    cols: usize,
+    bits: Bits,
+) -> Quantised {
     assert_eq!(x.len(), tokens * cols, "activations of {tokens} tokens and {cols} columns");
     let mut out = Quantised {
         tokens,
@@ -68,8 +78,15 @@ pub fn quantise(x: &[f32], tokens: usize, cols: usize, bits: Bits) -> Quantised 
         zeros: vec![0; tokens],
         totals: vec![0; tokens],
     };
-    if cols > 0 {
-        encode(x, &mut out);
+    if cols == 0 {
+        return out;
+    }
+    assert!(super::detected(level), "kernels of {level:?} on a machine without");
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the features were just detected; AMX comes with those of AVX-512.
+        Level::Avx512 | Level::Amx => unsafe { super::avx512::encode(x, &mut out) },
+        _ => encode(x, &mut out),
     }
     out
 }
@@ -102,7 +119,7 @@ pub fn binarise(
         words: vec![0; tokens * cols.next_multiple_of(CHUNK) / WORD],
         scales: vec![0.0; tokens],
         zeros: Vec::new(),
-        totals: Vec::new(),
+        totals: vec![0; tokens],
     };
     if cols > 0 {
         sign(x, &shift, &mut out);
@@ -164,10 +181,7 @@ fn encode_rows(x: &[f32], out: &mut Quantised) {
     let top = f32::from(levels);
     for (t, x) in x.chunks_exact(cols).enumerate() {
         let (least, greatest) = range(x);
-        let span = greatest - least;
-        // Below this the inverse of a step may overflow; NaN cannot get here, infinity can.
-        let (scale, inverse) = if span > 1e-30 { (span / top, top / span) } else { (0.0, 0.0) };
-        let zero = within(-least * inverse, 0.0, top).round_ties_even();
+        let Step { scale, inverse, zero } = Step::new(least, greatest, top);
         let (low, high) = (-zero, top - zero);
         let shift = (zero as u32).wrapping_sub(MAGIC.to_bits());
         let code = |x: f32| {
@@ -197,6 +211,27 @@ fn encode_rows(x: &[f32], out: &mut Quantised) {
         out.scales[t] = scale;
         out.zeros[t] = zero as i32;
         out.totals[t] = total as i32;
+    }
+}
+
+/// What codes of a token mean: `x ≈ scale · (code − zero)`.
+pub(super) struct Step {
+    pub scale: f32,
+    /// `1 / scale`, or 0.
+    pub inverse: f32,
+    /// A whole number.
+    pub zero: f32,
+}
+
+impl Step {
+    /// Of values from `least` to `greatest`, of which one is not above and one not below 0; `top`: the greatest code.
+    #[inline(always)]
+    pub fn new(least: f32, greatest: f32, top: f32) -> Step {
+        let span = greatest - least;
+        // Below this the inverse of a step may overflow; NaN cannot get here, infinity can.
+        let (scale, inverse) = if span > 1e-30 { (span / top, top / span) } else { (0.0, 0.0) };
+        let zero = within(-least * inverse, 0.0, top).round_ties_even();
+        Step { scale, inverse, zero }
     }
 }
 
@@ -257,5 +292,6 @@ fn sign_rows(x: &[f32], shift: &[f32], out: &mut Quantised) {
             packed[chunks.len()] |= u32::from(u >= 0.0) << i;
         }
         out.scales[t] = sums.iter().sum::<f32>() / cols as f32;
+        out.totals[t] = packed.iter().map(|word| word.count_ones() as i32).sum();
     }
 }

@@ -87,14 +87,30 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn every_instruction_set_gives_the_same_bits(
-        tokens in 0..9usize, rows in 0..150usize, cols in 0..300usize,
+        tokens in 0..50usize, rows in 0..150usize, cols in 0..300usize,
         form in 0..FORMS, bits in 0..3usize, seed in 1..u64::MAX,
     ) {
-        let (rows, cols) = if cfg!(miri) { (rows % 19, cols % 70) } else { (rows, cols) };
+        let (tokens, rows, cols) =
+            if cfg!(miri) { (tokens % 9, rows % 19, cols % 70) } else { (tokens, rows, cols) };
         let mut random = Random(seed);
         let weights = random.packed(form, rows, cols);
         let x = quantise(&random.floats(tokens * cols), tokens, cols, ALL_BITS[bits]);
         check(&weights, &x)?;
+    }
+
+    #[test]
+    fn every_instruction_set_makes_the_same_codes(
+        tokens in 0..4usize, cols in 0..300usize, eight: bool, seed in 1..u64::MAX, size in -40..38i32,
+    ) {
+        let mut random = Random(seed);
+        let mut x = random.floats(tokens * cols);
+        x.iter_mut().for_each(|x| *x = (*x + 0.3) * 10f32.powi(size));
+        let bits = if eight { Bits::Eight } else { Bits::Four };
+        let scalar = quantise::quantise_with(Level::Scalar, &x, tokens, cols, bits);
+        for level in Level::available() {
+            let fast = quantise::quantise_with(level, &x, tokens, cols, bits);
+            prop_assert_eq!(&fast, &scalar, "{:?}", level);
+        }
     }
 
     #[test]
@@ -181,6 +197,18 @@ fn the_greatest_sums_fit() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "millions of products")]
+fn more_tokens_than_the_cache_holds_are_multiplied_in_parts() {
+    let (tokens, rows, cols) = (75, 70, 33_000);
+    let mut random = Random(11);
+    let x = random.floats(tokens * cols);
+    for (form, bits) in [(0, Bits::Eight), (1, Bits::Eight), (2, Bits::Four), (1, Bits::One)] {
+        let weights = random.packed(form, rows, cols);
+        check(&weights, &quantise(&x, tokens, cols, bits)).expect("parts");
+    }
+}
+
+#[test]
 fn zeros_give_zeros() {
     for bits in ALL_BITS {
         let x = quantise(&[0.0; 2 * 70], 2, 70, bits);
@@ -206,7 +234,7 @@ fn numbers_that_are_not_finite_do_no_harm() {
             (x[0], x[99]) = (bad, -bad);
             let weights = Random(9).packed(2, 3, 100);
             let x = quantise(&x, 1, 100, bits);
-            Level::available().into_iter().for_each(|level| drop(multiply(level, &weights, &x)));
+            Level::available().for_each(|level| drop(multiply(level, &weights, &x)));
         }
     }
 }
