@@ -4,11 +4,14 @@
 //!
 //! `cargo run --release --example kernels -- [--rounds N] [TOKENS ...] [COLSxROWS ...]`
 //!
+//! `COMPRESS_SIMD=avx2` (`scalar`, `avx512`, `amx`, `neon`, `neon-dot`) takes kernels for less than the machine has; f32
+//! products do not change.
+//!
 //! With `COMPRESS_PYTHON`, a Python that has torch, onnx and onnxruntime, also by these (`kernel_peers.py`); the
 //! call from Python, a few µs, is counted to them.
 
 use compress::runtime::kernels::packed::{Bits, Packed, quantise};
-use compress::runtime::kernels::{Mat, MatMut, product};
+use compress::runtime::kernels::{Level, Mat, MatMut, limit_by_environment, product};
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -36,6 +39,7 @@ const ONNX: usize = OURS.len() + 1;
 type Way<'a> = Box<dyn FnMut() + 'a>;
 
 fn main() -> Result<()> {
+    limit_by_environment()?;
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let mut rounds = ROUNDS;
     if let Some(at) = args.iter().position(|a| a == "--rounds") {
@@ -65,7 +69,8 @@ fn main() -> Result<()> {
     };
     let names = &[&OURS[..], &PEERS[..]].concat()[..OURS.len() + peers.iter().len() * PEERS.len()];
     println!(
-        "µs of processor time a product, on one thread: median of {rounds}; factors are those to f32.\n"
+        "µs of processor time a product, on one thread: median of {rounds}; factors are those to f32. Packed products by `{}`.\n",
+        Level::best().name()
     );
     println!("| cols x rows | tokens | {} |", names.join(" | "));
     println!("|---|---|{}", "---|".repeat(names.len()));

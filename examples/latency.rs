@@ -1,14 +1,15 @@
-//! Times whole passes over the texts of a file, in batches of 32 sorted by length, tokenisation not counted: several
+//! Times whole passes over the texts of a file, in batches sorted by length, tokenisation not counted: several
 //! models in turn, so that all of them see the same noise. The first one also with every token in every layer, and
 //! by `--pad N` with all texts padded to N tokens: where speed comes from.
 //!
-//! `cargo run --release --example latency -- DATA THREADS MODEL [MODEL ...] [--pad N] [--tokens N]`
+//! `cargo run --release --example latency -- DATA THREADS MODEL [MODEL ...] [--batch N] [--pad N] [--tokens N]`
 
 use compress::data::Dataset;
 use compress::data::batches::bucket;
 use compress::data::tables::Columns;
 use compress::data::tokenizer::{Encoded, Tokenizer};
 use compress::model::{Model, cost};
+use compress::runtime::kernels::limit_by_environment;
 use compress::runtime::{Batch, Encoder, Everything, NoObserver};
 use rayon::prelude::*;
 use std::path::Path;
@@ -16,10 +17,12 @@ use std::time::Instant;
 
 /// Timed passes of each row, after one that warms up.
 const RUNS: usize = 9;
+/// Texts of a batch, unless `--batch` says otherwise.
 const BATCH: usize = 32;
 /// The most tokens of a text, unless `--tokens` says otherwise.
 const TOKENS: usize = 128;
-const USAGE: &str = "usage: latency DATA THREADS MODEL [MODEL ...] [--pad N] [--tokens N]";
+const USAGE: &str =
+    "usage: latency DATA THREADS MODEL [MODEL ...] [--batch N] [--pad N] [--tokens N]";
 
 /// One row of the table.
 struct Row<'a> {
@@ -58,9 +61,11 @@ impl Row<'_> {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    limit_by_environment()?;
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let pad = number(&mut args, "--pad")?;
     let tokens = number(&mut args, "--tokens")?.unwrap_or(TOKENS);
+    let batch = number(&mut args, "--batch")?.unwrap_or(BATCH);
     let [data, threads, paths @ ..] = &args[..] else { return Err(USAGE.into()) };
     if paths.is_empty() {
         return Err("give at least one model".into());
@@ -74,9 +79,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let config = &models[0].config;
     let texts =
         Dataset::read(Path::new(data), &columns, &tokenizer, config, usize::MAX, tokens, 0)?.texts;
-    let batches: Vec<Batch> = bucket(&texts, usize::MAX, BATCH);
+    let batches: Vec<Batch> = bucket(&texts, usize::MAX, batch);
     let padded: Vec<Batch> = match pad {
-        Some(n) => bucket(&padded(&texts, n, config.pad_id), usize::MAX, BATCH),
+        Some(n) => bucket(&padded(&texts, n, config.pad_id), usize::MAX, batch),
         None => Vec::new(),
     };
 
