@@ -1,8 +1,10 @@
 //! A comparison as one HTML file: no script runs in it and nothing is fetched.
 
 use super::plot::{Bars, COLOURS, Point, Scatter, escape, short, spark};
+use super::tables::chance;
 use super::{Comparison, Variant};
 use crate::eval::load::Timing;
+use crate::eval::paired::Difference;
 use crate::report::{bytes, count};
 use std::fmt::Write;
 
@@ -51,89 +53,83 @@ fn key(i: usize) -> String {
     format!("<span class=\"key k{}\">{}</span>", i % COLOURS, i + 1)
 }
 
+/// What decides first: quality, bytes, time; then the rest.
 fn summary(variants: &[Variant]) -> String {
     let Some(first) = variants.first() else { return String::new() };
-    let mut head = String::from(
-        "<tr><th scope=\"col\">variant</th><th scope=\"col\">bytes</th><th scope=\"col\">parameters</th><th scope=\"col\">bits a weight</th>",
-    );
-    let _ = write!(head, "<th scope=\"col\">GFLOPs at {}</th>", first.flops.tokens);
-    for timing in &first.timings {
-        let _ = write!(head, "<th scope=\"col\">ms, {}</th>", load(timing));
-    }
-    if let Some(metric) = first.metric() {
-        let _ = write!(
-            head,
-            "<th scope=\"col\">{}</th><th scope=\"col\">difference</th>",
-            escape(metric.name)
-        );
-    }
     let close = variants.iter().find_map(|v| v.closeness.first());
-    if let Some(metric) = close {
-        let _ = write!(head, "<th scope=\"col\">{}</th>", escape(metric.name));
+    let mut names = vec!["variant".to_string()];
+    if let Some(metric) = first.metric() {
+        names.extend([metric.name.to_string(), "difference".into()]);
     }
-    head += "</tr>";
+    names.extend(close.map(|metric| metric.name.to_string()));
+    names.push("bytes".into());
+    names.extend(first.timings.iter().map(|t| format!("ms, {}", load(t))));
+    names.extend(["bits a weight", "parameters"].map(Into::into));
+    names.push(format!("GFLOPs at {}", first.flops.tokens));
+    let head: String =
+        names.iter().map(|name| format!("<th scope=\"col\">{}</th>", escape(name))).collect();
+
     let mut rows = String::new();
     for (i, v) in variants.iter().enumerate() {
-        let times = |then: f64, now: f64, word: &str| match i {
-            0 => String::new(),
-            _ => format!("<small>{} {word}</small>", factor(then / now.max(1e-300))),
-        };
-        let _ = write!(
-            rows,
-            "<tr><th scope=\"row\">{}{}{}</th><td>{}{}</td><td>{}{}</td><td>{:.2}</td><td>{:.3}{}</td>",
-            key(i),
-            escape(&v.name),
-            if v.baseline { "<small>made here, for comparison</small>" } else { "" },
-            bytes(v.file_bytes),
-            times(first.file_bytes as f64, v.file_bytes as f64, "smaller"),
-            count(v.params as u64),
-            times(first.params as f64, v.params as f64, "fewer"),
-            v.bits_per_weight,
-            v.flops.total as f64 / 1e9,
-            times(first.flops.total as f64, v.flops.total as f64, "fewer"),
-        );
-        for t in &v.timings {
-            let _ = write!(
-                rows,
-                "<td>{:.2}<small>{:.2} to {:.2}{}</small></td>",
-                t.batch_ms.median,
-                t.batch_ms.low,
-                t.batch_ms.high,
-                if i == 0 {
-                    String::new()
-                } else {
-                    format!("; {} as fast", factor(t.speedup.median))
-                },
-            );
-        }
+        let mut cells = Vec::new();
         if first.metric().is_some() {
             let value = v.metric().map_or("-".into(), |m| match m.interval {
-                Some([low, high]) => format!("{:.4}<small>{low:.4} to {high:.4}</small>", m.value),
+                Some([low, high]) => {
+                    format!("{:.4}{}", m.value, small(&format!("{low:.4} to {high:.4}")))
+                }
                 None => format!("{:.4}", m.value),
             });
-            let difference = v.difference.map_or(String::new(), |d| {
-                let class = match d.interval {
-                    [_, high] if high < 0.0 => "bad",
-                    [low, _] if low > 0.0 => "good",
-                    _ => "",
-                };
-                let p = d.p.map_or(String::new(), |p| format!(", p = {p:.2}"));
-                format!(
-                    "<span class=\"{class}\">{:+.4}</span><small>{:+.4} to {:+.4}{p}</small>",
-                    d.value, d.interval[0], d.interval[1]
-                )
-            });
-            let _ = write!(rows, "<td>{value}</td><td>{difference}</td>");
+            cells.extend([value, v.difference.as_ref().map_or(String::new(), difference)]);
         }
         if close.is_some() {
-            let value = v.closeness.first().map_or(String::new(), |m| format!("{:.4}", m.value));
-            let _ = write!(rows, "<td>{value}</td>");
+            cells.push(v.closeness.first().map_or(String::new(), |m| format!("{:.4}", m.value)));
         }
-        rows += "</tr>\n";
+        let beside = |then: f64, now: f64, word: &str| match then == now {
+            true => String::new(),
+            false => small(&format!("{} {word}", factor(then / now.max(1e-300)))),
+        };
+        let smaller = beside(first.file_bytes as f64, v.file_bytes as f64, "smaller");
+        cells.push(bytes(v.file_bytes) + &smaller);
+        for t in &v.timings {
+            let spread = small(&format!("{:.2} to {:.2}", t.batch_ms.low, t.batch_ms.high));
+            let faster = match i {
+                0 => String::new(),
+                _ => small(&format!("{} as fast", factor(t.speedup.median))),
+            };
+            cells.push(format!("{:.2}{spread}{faster}", t.batch_ms.median));
+        }
+        cells.push(format!("{:.2}", v.bits_per_weight));
+        cells.push(count(v.params as u64) + &beside(first.params as f64, v.params as f64, "fewer"));
+        let fewer = beside(first.flops.total as f64, v.flops.total as f64, "fewer");
+        cells.push(format!("{:.3}{fewer}", v.flops.total as f64 / 1e9));
+        let made = if v.baseline { small("made here, for comparison") } else { String::new() };
+        let cells: String = cells.iter().map(|cell| format!("<td>{cell}</td>")).collect();
+        let _ = writeln!(
+            rows,
+            "<tr><th scope=\"row\">{}{}{made}</th>{cells}</tr>",
+            key(i),
+            escape(&v.name)
+        );
     }
     format!(
-        "<div class=\"wide\"><table>\n<thead>{head}</thead>\n<tbody>\n{rows}</tbody></table></div>\n"
+        "<div class=\"wide\"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>\n"
     )
+}
+
+/// In colour where the interval leaves 0 out.
+fn difference(d: &Difference) -> String {
+    let class = match d.interval {
+        [_, high] if high < 0.0 => "bad",
+        [low, _] if low > 0.0 => "good",
+        _ => "same",
+    };
+    let interval = small(&format!("{:+.4} to {:+.4}", d.interval[0], d.interval[1]));
+    let p = d.p.map_or(String::new(), |p| small(&chance(p)));
+    format!("<span class=\"{class}\">{:+.4}</span>{interval}{p}", d.value)
+}
+
+fn small(text: &str) -> String {
+    format!("<small>{text}</small>")
 }
 
 fn factor(x: f64) -> String {

@@ -1,71 +1,62 @@
 //! A comparison as text.
 
 use super::{Comparison, Variant};
-use crate::eval::load::{Spread, Timing};
 use crate::report::{bytes, count, plain_table};
 
-/// One row a variant: size, compute, speed, quality, each beside the reference.
+/// A column for each variant: quality, size, speed, compute.
 pub fn table(comparison: &Comparison) -> String {
     let variants = &comparison.variants;
     let Some(first) = variants.first() else { return String::new() };
-    let mut header: Vec<String> =
-        ["", "bytes", "smaller", "parameters", "bits"].map(Into::into).into();
-    header.push(format!("GFLOPs at {}", first.flops.tokens));
-    for timing in &first.timings {
-        header.push(format!("ms a batch of {}", timed(timing)));
-        header.push("faster".into());
-    }
-    if let Some(metric) = first.metric() {
-        header.extend([format!("{} (95 %)", metric.name), "difference (95 %)".into()]);
-    }
-    let close: Vec<&str> = variants
-        .iter()
-        .map(|v| &v.closeness)
-        .max_by_key(|c| c.len())
-        .into_iter()
-        .flatten()
-        .map(|m| m.name)
-        .collect();
-    header.extend(close.iter().map(|name| name.to_string()));
-    let row = |v: &Variant| {
-        let mut row = vec![
-            v.name.clone(),
-            count(v.file_bytes),
-            format!("{:.2}x", first.file_bytes as f64 / v.file_bytes.max(1) as f64),
-            count(v.params as u64),
-            format!("{:.2}", v.bits_per_weight),
-            format!("{:.3}", v.flops.total as f64 / 1e9),
-        ];
-        for timing in &v.timings {
-            row.push(spread(&timing.batch_ms));
-            row.push(format!("{:.2}x", timing.speedup.median));
-        }
-        if first.metric().is_some() {
-            row.push(v.metric().map_or("-".into(), crate::report::metric_value));
-            row.push(v.difference.map_or(String::new(), |d| {
-                let p = d.p.map_or(String::new(), |p| format!(", p = {p:.2}"));
-                format!("{:+.4} ({:+.4} to {:+.4}{p})", d.value, d.interval[0], d.interval[1])
-            }));
-        }
-        for name in &close {
-            let metric = v.closeness.iter().find(|m| m.name == *name);
-            row.push(metric.map_or(String::new(), |m| format!("{:.4}", m.value)));
-        }
-        row
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let mut row = |name: &str, cell: &dyn Fn(&Variant) -> Option<String>| {
+        let cells = variants.iter().map(|v| cell(v).unwrap_or_default());
+        rows.push(std::iter::once(name.to_string()).chain(cells).collect());
     };
-    // As many columns as this do not fit a terminal: a variant is a column, and what is said of it a row.
-    let columns: Vec<Vec<String>> = variants.iter().map(row).collect();
-    let rows: Vec<Vec<String>> = header
-        .iter()
-        .enumerate()
-        .skip(1)
-        .map(|(i, name)| {
-            std::iter::once(name.clone()).chain(columns.iter().map(|c| c[i].clone())).collect()
-        })
-        .collect();
+    if let Some(metric) = first.metric() {
+        row(metric.name, &|v| v.metric().map(|m| format!("{:.4}", m.value)));
+        row("  95 %", &|v| {
+            v.metric()?.interval.map(|[low, high]| format!("{low:.3} to {high:.3}"))
+        });
+        row("  difference", &|v| v.difference.map(|d| format!("{:+.4}", d.value)));
+        row("    95 %", &|v| {
+            v.difference.map(|d| format!("{:+.3} to {:+.3}", d.interval[0], d.interval[1]))
+        });
+        if variants.iter().any(|v| v.difference.is_some_and(|d| d.p.is_some())) {
+            row("    by chance", &|v| v.difference?.p.map(chance));
+        }
+    }
+    let most = variants.iter().map(|v| &v.closeness).max_by_key(|c| c.len());
+    for name in most.into_iter().flatten().map(|m| m.name) {
+        row(name, &|v| {
+            v.closeness.iter().find(|m| m.name == name).map(|m| format!("{:.4}", m.value))
+        });
+    }
+    row("bytes", &|v| Some(count(v.file_bytes)));
+    row("  times smaller", &|v| {
+        Some(format!("{:.2}", first.file_bytes as f64 / v.file_bytes.max(1) as f64))
+    });
+    for (l, timing) in first.timings.iter().enumerate() {
+        row(&format!("ms, batch of {}", timing.batch), &|v| {
+            v.timings.get(l).map(|t| format!("{:.2}", t.batch_ms.median))
+        });
+        row("  quarters", &|v| {
+            v.timings.get(l).map(|t| format!("{:.2} to {:.2}", t.batch_ms.low, t.batch_ms.high))
+        });
+        row("  times as fast", &|v| v.timings.get(l).map(|t| format!("{:.2}", t.speedup.median)));
+    }
+    row("bits per encoder weight", &|v| Some(format!("{:.2}", v.bits_per_weight)));
+    row("parameters", &|v| Some(count(v.params as u64)));
+    row(&format!("GFLOPs, 1 x {} tokens", first.flops.tokens), &|v| {
+        Some(format!("{:.3}", v.flops.total as f64 / 1e9))
+    });
     let names: Vec<&str> =
         std::iter::once("").chain(variants.iter().map(|v| v.name.as_str())).collect();
     plain_table(&names, &rows)
+}
+
+/// `p = 0.03`
+pub(super) fn chance(p: f64) -> String {
+    if p < 0.001 { "p < 0.001".into() } else { format!("p = {p:.3}") }
 }
 
 /// What passes took away, variant by variant; empty where no report says.
@@ -88,13 +79,4 @@ pub fn removed(comparison: &Comparison) -> String {
         true => String::new(),
         false => plain_table(&["", "pass", "parameters", "bytes of tensors"], &rows),
     }
-}
-
-/// `1`, or `32 x 128 tokens` where all texts are alike.
-pub(super) fn timed(timing: &Timing) -> String {
-    timing.batch.to_string()
-}
-
-fn spread(s: &Spread) -> String {
-    format!("{:.2} ({:.2} to {:.2})", s.median, s.low, s.high)
 }

@@ -1,6 +1,7 @@
 //! Several models timed on the same work, in turn.
 
 use super::latency::{max_tokens, synthetic};
+use super::metrics::percentile;
 use crate::Result;
 use crate::data::batches::bucket;
 use crate::data::tokenizer::Encoded;
@@ -156,7 +157,7 @@ impl Spread {
     /// If there are no values.
     pub fn of(mut values: Vec<f64>) -> Spread {
         values.sort_by(f64::total_cmp);
-        let at = |share: f64| values[(share * (values.len() - 1) as f64).round() as usize];
+        let at = |share| percentile(&values, share);
         Spread { median: at(0.5), low: at(0.25), high: at(0.75) }
     }
 

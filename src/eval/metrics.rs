@@ -171,7 +171,7 @@ pub(super) fn bootstrap<T: Copy + Sync>(
 }
 
 /// Linear between the two nearest, as numpy's default.
-fn percentile(sorted: &[f64], share: f64) -> f64 {
+pub(super) fn percentile(sorted: &[f64], share: f64) -> f64 {
     let at = share * (sorted.len() - 1) as f64;
     let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
     below + (above - below) * at.fract()
