@@ -21,11 +21,12 @@ impl Model {
         let mut embedding = None;
         let modules = checkpoint.root.join("modules.json");
         if modules.is_file() {
-            if config.task != Task::Bare {
+            // Many folders name what their encoder was pre-trained as; sentence-transformers reads the encoder alone.
+            if !matches!(config.task, Task::Bare | Task::MaskedLm) {
                 return Err(Error::Unsupported {
                     what: "sentence-transformers architecture",
                     found: config.task.name().into(),
-                    known: format!("{}Model", family.class),
+                    known: format!("{0}Model, {0}ForMaskedLM", family.class),
                 });
             }
             config.task = Task::Embedding;

@@ -261,3 +261,15 @@ fn mistakes_in_packed_parts_are_named() {
     config.json: `compress.packed.encoder.layer.0.attention.self.query.activations` is 16, expected null, 8, 4 or 1; use the config.json that was written with these weights
     "#);
 }
+
+/// all-mpnet-base-v2 says what its encoder was pre-trained as; sentence-transformers reads the encoder alone.
+#[test]
+fn a_folder_with_a_pooling_is_a_sentence_embedding_model_whatever_it_was_pre_trained_as() {
+    let expected = stored(&tiny("mpnet", Task::Embedding, 12));
+    let mut parts = parts("mpnet", Task::Embedding, 12);
+    parts.config["architectures"] = json!(["MPNetForMaskedLM"]);
+    let model = parts.open();
+    assert_eq!((model.config.task, stored(&model)), (Task::Embedding, expected));
+    let batch = batch(13, &[4, 6]);
+    assert_eq!(answers(&model, &batch, None).len(), 2 * HIDDEN);
+}
