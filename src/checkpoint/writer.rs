@@ -98,13 +98,18 @@ pub(super) fn write_tensors(
     file.finish(name).map_err(failed)
 }
 
-/// Bytes of one safetensors file with `tensors` and `metadata`, without writing it.
+/// Bytes of the file that holds a model of `tensors`, unless it is split.
 ///
 /// # Errors
-/// [`Error::Mismatch`] if two tensors have the same name, or there are too many for a header.
-pub fn file_bytes(tensors: &[Tensor], metadata: &BTreeMap<String, String>) -> Result<u64> {
-    let data: usize = tensors.iter().map(|t| t.bytes().len()).sum();
-    Ok((header(&ordered(tensors)?, metadata)?.len() + data) as u64)
+/// [`Error::Mismatch`] if two have the same name, or the names are too many for a header.
+pub fn file_bytes(tensors: &[Tensor]) -> Result<u64> {
+    let header = header(&ordered(tensors)?, &metadata())?;
+    Ok(header.len() as u64 + tensors.iter().map(|t| t.bytes().len() as u64).sum::<u64>())
+}
+
+/// What the header of a model's file says besides: Transformers asks for it.
+pub fn metadata() -> BTreeMap<String, String> {
+    BTreeMap::from([("format".to_string(), "pt".to_string())])
 }
 
 /// Writes one safetensors file at `path`: beside it under a temporary name first, then renamed, so that

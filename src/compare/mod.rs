@@ -10,7 +10,7 @@ mod tables;
 pub use page::page;
 pub use tables::{removed, table};
 
-use crate::checkpoint::read_json;
+use crate::checkpoint::{file_bytes, read_json};
 use crate::data::tokenizer::Encoded;
 use crate::eval::load::{self, Load, Timing};
 use crate::eval::paired::{Difference, Outcomes, difference};
@@ -149,7 +149,7 @@ pub fn baselines(name: &str, model: &Model, progress: &dyn Progress) -> Result<V
         let pass = Quantize { form, embeddings: form, head: Form::None };
         pass.run(&mut made, &Context { progress, ..Context::new(model) })?;
         let name = format!("{name} ({label})");
-        let file_bytes = crate::pipeline::written_bytes(&made)?;
+        let file_bytes = file_bytes(&made.compacted().tensors())?;
         let (prepared, loads, passes) = (None, Vec::new(), Vec::new());
         Ok(Entry { name, model: made, file_bytes, baseline: true, prepared, loads, passes })
     };

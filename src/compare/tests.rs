@@ -18,7 +18,8 @@ fn entry(name: &str, model: Model, right: &[u32]) -> Entry {
         columns: Default::default(),
     };
     let loads = vec![Load::of(&typical(&prepared, 4), 2)];
-    let (file_bytes, passes) = (crate::pipeline::written_bytes(&model).expect("bytes"), Vec::new());
+    let (file_bytes, passes) =
+        (file_bytes(&model.compacted().tensors()).expect("bytes"), Vec::new());
     Entry {
         name: name.into(),
         model,

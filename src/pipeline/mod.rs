@@ -4,7 +4,7 @@ mod finetune;
 
 pub use finetune::Finetune;
 
-use crate::checkpoint::{self, OutputFolder, Tensor};
+use crate::checkpoint::{self, OutputFolder, Tensor, metadata};
 use crate::data::{Calibration, Dataset};
 use crate::eval::latency;
 use crate::eval::tasks::{Prepared, answer, fidelity, metrics};
@@ -184,19 +184,6 @@ fn write(
     folder.add_file("measured.json", &pretty(&to_json(&measured)))?;
     let output = folder.commit(options.interrupted)?;
     Ok(Outcome { output, report, measured })
-}
-
-/// Bytes of the weight file that a run writes for `model`, in one piece.
-///
-/// # Errors
-/// As [`checkpoint::file_bytes`].
-pub fn written_bytes(model: &Model) -> Result<u64> {
-    checkpoint::file_bytes(&model.compacted().tensors(), &metadata())
-}
-
-/// Of the safetensors files that are written; stock readers ask for it.
-fn metadata() -> BTreeMap<String, String> {
-    BTreeMap::from([("format".to_string(), "pt".to_string())])
 }
 
 /// What the passes made.
