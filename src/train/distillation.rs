@@ -392,8 +392,8 @@ impl<'a> Distillation<'a> {
         }
     }
 
-    /// The mean distance between both models' answers to the held-out texts, the student's through `masks`;
-    /// `None` without such texts.
+    /// The mean distance between both models' answers to the held-out texts, the student's through `masks`; of sentence
+    /// embeddings, with that of their similarities, by the weights of training. `None` without such texts.
     ///
     /// # Errors
     /// As [`Encoder::forward`].
@@ -410,7 +410,19 @@ impl<'a> Distillation<'a> {
             };
             let student = says(encoder, batch, picked, masks)?;
             let loss = self.predictions(&student.values, teacher, student.width, batch);
-            sum += loss.value * batch.texts() as f64;
+            let mut value = loss.value;
+            let terms = &self.terms;
+            if terms.similarity > 0.0 && self.config().task == Task::Embedding {
+                // What embeddings are used for, and what cosines with the teacher's hardly show.
+                let loss = losses::similarities(
+                    &student.values,
+                    teacher,
+                    student.width,
+                    SIMILARITY_TEMPERATURE,
+                );
+                value = terms.prediction * value + terms.similarity * loss.value;
+            }
+            sum += value * batch.texts() as f64;
             texts += batch.texts();
         }
         Ok((texts > 0).then(|| sum / texts as f64))
