@@ -1,7 +1,10 @@
 //! Two binary factors between three diagonals, fitted to a matrix.
 
+use super::products::{BLOCK, multiply, transposed};
+use super::refine::Factors;
+use super::residual::Metric;
 use crate::model::DoubleBinary;
-use crate::runtime::kernels::{Mat, MatMut, add_product, product};
+use crate::runtime::kernels::{Mat, MatMut, add_product};
 use faer::linalg::solvers::Llt;
 use faer::linalg::triangular_solve::{
     solve_lower_triangular_in_place, solve_upper_triangular_in_place,
@@ -11,17 +14,29 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rayon::prelude::*;
 
-/// Rounds over both factors. Half of them take half the time and leave 5 to 8 % more error, twice as many 3 to 6 % less
-/// (normal numbers, 384 x 384, 1 to 2 bits).
-const OUTER: usize = 40;
+/// How long is fitted.
+#[derive(Debug, Clone, Copy)]
+pub struct Rounds {
+    /// Rounds over both factors. Half of them take half the time and leave 5 to 8 % more error, twice as many 3 to 6 % less
+    /// (normal numbers, 384 x 384, 1 to 2 bits).
+    pub outer: usize,
+    /// Rounds in the whole metric behind them.
+    pub refine: usize,
+}
+
+impl Rounds {
+    /// What is behind the first rounds makes up for half of them.
+    fn usual(metric: bool) -> Rounds {
+        Rounds { outer: if metric { 20 } else { 40 }, refine: 2 }
+    }
+}
+
 /// Rounds of ADMM on one factor while the other stands still.
 const INNER: usize = 3;
 /// Added to the diagonal of a factor's Gram matrix, whose diagonal is 1.
 const RIDGE: f32 = 0.03;
 /// Rounds of the power method behind a projection.
 const POWER: usize = 3;
-/// Rows that one thread takes: the same blocks, whatever the number of threads.
-const BLOCK: usize = 96;
 
 /// Inner dimension with which a `rows x cols` matrix takes `rate` bits a weight, scales left aside: a multiple of
 /// 32, so that no word of signs is cut.
@@ -31,11 +46,10 @@ pub fn rank(rate: f64, rows: usize, cols: usize) -> usize {
 }
 
 /// `W ≈ diag(a)·U·diag(m)·V·diag(b)` with U and V of signs, `[rows, rank]` and `[rank, cols]` (Double Binary
-/// Factorization, arXiv 2505.11076; BiPFT notes, §5.6): `Σ_j d_j·‖column j of the error‖²` is made small by turns,
-/// and the best turn counts.
+/// Factorization, arXiv 2505.11076; BiPFT notes, §5.6): `Σ_j H_jj·‖column j of the error‖²` is made small by turns,
+/// and the best turn counts; then `tr(E·H·Eᵀ)`, with all of the metric's `H`.
 ///
 /// - `w`: `[rows, cols]`
-/// - `d`: `[cols]`, the inputs' second moments, all above 0; `None` for ones
 ///
 /// # Panics
 /// If the lengths do not fit the shape.
@@ -44,7 +58,19 @@ pub fn fit(
     w: &[f32],
     (rows, cols): (usize, usize),
     rank: usize,
-    d: Option<&[f32]>,
+    metric: Option<&Metric>,
+) -> DoubleBinary {
+    fit_in(name, w, (rows, cols), rank, metric, &Rounds::usual(metric.is_some()))
+}
+
+/// As [`fit`], in so many rounds.
+pub fn fit_in(
+    name: String,
+    w: &[f32],
+    (rows, cols): (usize, usize),
+    rank: usize,
+    metric: Option<&Metric>,
+    rounds: &Rounds,
 ) -> DoubleBinary {
     assert_eq!(w.len(), rows * cols, "a {rows}x{cols} matrix");
     if w.is_empty() {
@@ -52,8 +78,8 @@ pub fn fit(
         let scales = [rows, rank, cols].map(|n| vec![0.0; n]);
         return DoubleBinary::new(name, (rows, cols), rank, signs, scales);
     }
-    let roots: Vec<f32> = match d {
-        Some(d) => d.iter().map(|d| d.sqrt()).collect(),
+    let roots: Vec<f32> = match metric {
+        Some(metric) => metric.diagonal(cols).iter().map(|d| d.sqrt()).collect(),
         None => vec![1.0; cols],
     };
     let weighted = w.chunks_exact(cols);
@@ -62,15 +88,27 @@ pub fn fit(
     let turned = transposed(&weighted, rows, cols);
     // The eigenvalues that start it are those of the shorter side.
     let [u, v] = match rows <= cols {
-        true => factors(&weighted, &turned, rows, cols, rank),
+        true => factors(&weighted, &turned, (rows, cols), rank, rounds.outer),
         false => {
-            let [v, u] = factors(&turned, &weighted, cols, rows, rank);
+            let [v, u] = factors(&turned, &weighted, (cols, rows), rank, rounds.outer);
             [u, v]
         }
     };
-    let mut a = u.outer;
-    let mut b: Vec<f32> = v.outer.iter().zip(&roots).map(|(b, root)| b / root).collect();
-    let mut m: Vec<f32> = u.inner.iter().zip(&v.inner).map(|(u, v)| u * v).collect();
+    let sign = |x: &f32| if *x >= 0.0 { 1.0 } else { -1.0 };
+    let mut found = Factors {
+        rows,
+        rank,
+        cols,
+        u: u.values.iter().map(sign).collect(),
+        v: transposed(&v.values, cols, rank).iter().map(sign).collect(),
+        a: u.outer,
+        m: u.inner.iter().zip(&v.inner).map(|(u, v)| u * v).collect(),
+        b: v.outer.iter().zip(&roots).map(|(b, root)| b / root).collect(),
+    };
+    if let Some(metric) = metric {
+        found.refine(w, metric, rounds.refine);
+    }
+    let Factors { u, v, mut a, mut m, mut b, .. } = found;
     // Of one size, none leaves the range of f16, and one rate of training suits all.
     let means = [&a, &m, &b].map(|s| s.iter().sum::<f32>() / s.len().max(1) as f32);
     let size = means.iter().product::<f32>().cbrt();
@@ -79,8 +117,7 @@ pub fn fit(
             scales.iter_mut().for_each(|s| *s *= size / mean);
         }
     }
-    let v = transposed(&v.values, cols, rank);
-    DoubleBinary::new(name, (rows, cols), rank, (&u.values, &v), [a, m, b])
+    DoubleBinary::new(name, (rows, cols), rank, (&u, &v), [a, m, b])
 }
 
 /// One factor, `[rows, rank]`: signs times `outer · innerᵀ` once it was projected.
@@ -96,13 +133,19 @@ struct Factor {
 }
 
 /// `t ≈ left · rightᵀ`; `t` is `[rows, cols]` with no more rows than columns, `turned` its transpose.
-fn factors(t: &[f32], turned: &[f32], rows: usize, cols: usize, rank: usize) -> [Factor; 2] {
+fn factors(
+    t: &[f32],
+    turned: &[f32],
+    (rows, cols): (usize, usize),
+    rank: usize,
+    rounds: usize,
+) -> [Factor; 2] {
     let [mut left, mut right] = start(t, turned, rows, cols, rank);
     let (t, turned) = (Mat::new(t, rows, cols), Mat::new(turned, cols, rows));
     let mut best: Option<(f64, [Factor; 2])> = None;
-    for round in 0..OUTER {
+    for round in 0..rounds {
         // From a least-squares fit to one that is bound to its projection.
-        let bond = (round as f32 / (OUTER - 3) as f32).min(1.0).powi(3);
+        let bond = (round as f32 / (rounds - 3) as f32).min(1.0).powi(3);
         improve(&mut left, &mut right, t, rank, bond);
         improve(&mut right, &mut left, turned, rank, bond);
         let error = distance(t, &left.values, &right.values, rank);
@@ -277,18 +320,6 @@ fn solve(solver: &Llt<f32>, x: &mut [f32], rank: usize) {
     });
 }
 
-/// `out ← a·b`, `out` of `cols` columns, its blocks of rows on all threads.
-fn multiply(out: &mut [f32], cols: usize, a: Mat, b: Mat) {
-    out.par_chunks_mut((BLOCK * cols).max(1)).enumerate().for_each(|(i, out)| {
-        let (first, rows) = (i * BLOCK, out.len() / cols);
-        let part = match a.transposed {
-            true => a.t().columns(first, rows).t(),
-            false => a.block(first, rows),
-        };
-        product(MatMut::new(out, rows, cols), part, b, 1.0);
-    });
-}
-
 /// `‖T − left · rightᵀ‖²`
 fn distance(t: Mat, left: &[f32], right: &[f32], rank: usize) -> f64 {
     let parts: Vec<f64> = left
@@ -309,10 +340,6 @@ fn distance(t: Mat, left: &[f32], right: &[f32], rank: usize) -> f64 {
         })
         .collect();
     parts.iter().sum()
-}
-
-fn transposed(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
 }
 
 #[cfg(test)]
@@ -368,7 +395,10 @@ mod tests {
     fn columns_with_strong_inputs_are_kept_best() {
         let w = gaussian(64 * 64, 4);
         let d: Vec<f32> = (0..64).map(|j| if j % 4 == 0 { 50.0 } else { 0.1 }).collect();
-        let [plain, weighted] = [None, Some(&d[..])].map(|d| fit("w".into(), &w, (64, 64), 64, d));
+        let h = (0..64 * 64).map(|i| if i % 65 == 0 { d[i / 65] } else { 0.0 }).collect();
+        let order = (0..64).collect();
+        let metric = Metric { h, factor: Vec::new(), order, aim: Vec::new() };
+        let [plain, weighted] = [None, Some(&metric)].map(|m| fit("w".into(), &w, (64, 64), 64, m));
         let [before, after] = [plain, weighted].map(|double| error(&w, 64, &double, &d));
         assert!(after < 0.5 * before, "{after} {before}");
     }

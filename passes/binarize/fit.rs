@@ -1,7 +1,9 @@
 //! Sign planes of a matrix: the best levels for each row, and which level each weight takes.
 
+use super::products::BLOCK;
 use crate::model::binary::{Levels, level};
 use crate::model::{Binary, LowRank};
+use crate::runtime::kernels::{Mat, MatMut, add_product, product};
 use rayon::prelude::*;
 
 /// A matrix whose weights take one of `2^planes` levels `Σ ±scale_k` of their group.
@@ -54,24 +56,92 @@ impl Codes {
             return self;
         }
         let groups = cols.div_ceil(group);
-        // Rows do not depend on each other; a few together share each read of the factor.
-        const ROWS: usize = 8;
+        let factor = Mat::new(factor, cols, cols);
+        // Rows do not depend on each other.
         self.codes
-            .par_chunks_mut(ROWS * cols)
-            .zip(self.scales.par_chunks(ROWS * groups * planes))
-            .zip(w.par_chunks(ROWS * cols))
+            .par_chunks_mut(BLOCK * cols)
+            .zip(self.scales.par_chunks(BLOCK * groups * planes))
+            .zip(w.par_chunks(BLOCK * cols))
             .for_each(|((codes, scales), w)| {
+                let rows = w.len() / cols;
                 let mut rest: Vec<f32> =
                     w.chunks_exact(cols).flat_map(|row| order.iter().map(|&c| row[c])).collect();
                 let levels: Vec<Levels> = scales.chunks_exact(planes).map(Levels::new).collect();
-                for (j, &column) in order.iter().enumerate() {
-                    let line = &factor[j * cols + j..(j + 1) * cols];
-                    for (r, rest) in rest.chunks_exact_mut(cols).enumerate() {
-                        let (code, value) = levels[r * groups + column / group].nearest(rest[j]);
-                        codes[r * cols + column] = code;
-                        let error = (rest[j] - value) / line[0];
-                        for (x, u) in rest[j..].iter_mut().zip(line) {
-                            *x -= error * u;
+                let mut errors = vec![0.0; rows * STRIP];
+                for start in (0..cols).step_by(STRIP) {
+                    let end = (start + STRIP).min(cols);
+                    let width = end - start;
+                    for (j, &column) in (start..end).zip(&order[start..end]) {
+                        let line = &factor.data[j * cols + j..j * cols + end];
+                        for (r, rest) in rest.chunks_exact_mut(cols).enumerate() {
+                            let (code, value) =
+                                levels[r * groups + column / group].nearest(rest[j]);
+                            codes[r * cols + column] = code;
+                            let error = (rest[j] - value) / line[0];
+                            errors[r * width + j - start] = error;
+                            for (x, u) in rest[j..end].iter_mut().zip(line) {
+                                *x -= error * u;
+                            }
+                        }
+                    }
+                    // The columns behind the strip, in one product.
+                    let behind = MatMut::new(&mut rest, rows, cols).columns(end, cols - end);
+                    let lines = factor.block(start, width).columns(end, cols - end);
+                    add_product(behind, Mat::new(&errors, rows, width), lines, -1.0);
+                }
+            });
+        self
+    }
+
+    /// Chooses each weight's level anew as long as that makes `‖(W − Ŵ)·S‖²` smaller, `SSᵀ = H`, all others as they are
+    /// (coordinate descent; BiPFT notes §5.5), over the columns the strongest first, at most [`SWEEPS`] times.
+    pub fn descend(mut self, w: &[f32], h: &[f32], order: &[usize]) -> Codes {
+        let (cols, planes, group) = (self.cols, self.planes, self.group);
+        if cols == 0 {
+            return self;
+        }
+        let groups = cols.div_ceil(group);
+        self.codes
+            .par_chunks_mut(BLOCK * cols)
+            .zip(self.scales.par_chunks(BLOCK * groups * planes))
+            .zip(w.par_chunks(BLOCK * cols))
+            .for_each(|((codes, scales), w)| {
+                let rows = w.len() / cols;
+                let at = |r: usize, c: usize| (r * groups + c / group) * planes;
+                let error: Vec<f32> = (0..rows * cols)
+                    .map(|i| {
+                        let at = at(i / cols, i % cols);
+                        w[i] - level(&scales[at..at + planes], codes[i])
+                    })
+                    .collect();
+                let mut pull = vec![0.0; rows * cols];
+                let h_mat = Mat::new(h, cols, cols);
+                product(
+                    MatMut::new(&mut pull, rows, cols),
+                    Mat::new(&error, rows, cols),
+                    h_mat,
+                    1.0,
+                );
+                let levels: Vec<Levels> = scales.chunks_exact(planes).map(Levels::new).collect();
+                let rows = codes.chunks_exact_mut(cols).zip(pull.chunks_exact_mut(cols));
+                for (r, (codes, pull)) in rows.enumerate() {
+                    for _ in 0..SWEEPS {
+                        let mut moved = false;
+                        for &c in order {
+                            let at = at(r, c);
+                            let old = level(&scales[at..at + planes], codes[c]);
+                            let line = &h[c * cols..(c + 1) * cols];
+                            let best = old + pull[c] / line[c];
+                            let (code, value) = levels[r * groups + c / group].nearest(best);
+                            if value != old {
+                                codes[c] = code;
+                                let step = value - old;
+                                pull.iter_mut().zip(line).for_each(|(p, h)| *p -= step * h);
+                                moved = true;
+                            }
+                        }
+                        if !moved {
+                            break;
                         }
                     }
                 }
@@ -112,6 +182,13 @@ impl Codes {
         &self.scales
     }
 }
+
+/// Times that [`Codes::descend`] goes over a row. On 1,200 held-out phrases of SST-2 it takes the divergence of two planes
+/// from 0.038 to 0.033.
+const SWEEPS: usize = 3;
+
+/// Columns between two products in [`Codes::compensate`].
+const STRIP: usize = 64;
 
 /// Codes and scales of the weights that share scales: plane by plane, each fitted to what those before it
 /// leave, then all so far refitted. No step adds error, so that another plane never hurts.

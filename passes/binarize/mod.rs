@@ -1,27 +1,29 @@
 #![doc = include_str!("README.md")]
 
+mod calibrated;
 mod double;
 mod elastic;
 mod fit;
+mod mixed;
+mod products;
+mod refine;
 mod residual;
+mod rungs;
 #[cfg(test)]
 mod tests;
 mod weights;
 
-use crate::data::Calibration;
-use crate::model::{Activations, Binary, Linear, LowRank, Model, Weight};
+use crate::model::{Activations, Binary, Int8, Linear, LowRank, Model, Weight};
 use crate::pass::{Context, Entry, Pass, Work};
 use crate::report::Change;
-use crate::runtime::tokens::{Importance, rows};
-use crate::runtime::{Batch, Encoder, RunAttention, RunFeedForward};
-use crate::train::moments::Moments;
-use crate::train::{sweep, update};
+use crate::train::sweep;
 use crate::{Error, Result};
 use fit::Codes;
+use mixed::Planned;
 use residual::Metric;
-use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
-use weights::{Place, TokenWeights};
+use rungs::Rung;
+use serde::{Deserialize, Deserializer, Serialize};
+use std::collections::BTreeMap;
 
 pub const ENTRY: Entry = Entry::new::<Binarize>(
     "binarize",
@@ -40,6 +42,11 @@ pub struct Binarize {
     pub planes: usize,
     /// Bits a weight, 0.5 to 4, with `form=double`; 0 for 1.5.
     pub rate: f64,
+    /// In their place: bits a weight that the layers' matrices may take on average, everything stored counted; each gets a
+    /// form of its own. 0 for none.
+    pub bits: f64,
+    /// In their place: bytes that the weight file may take, also as `12MB`; 0 for any.
+    pub size: Size,
     /// Rank of the residual beside sign planes; 0 for none.
     pub rank: usize,
     /// How the residual is stored.
@@ -50,6 +57,8 @@ pub struct Binarize {
     pub rounds: usize,
     /// Added to the diagonal of the inputs' second moments, relative to its mean.
     pub damp: f64,
+    /// With text: how much of what layers before it lost a matrix is to make up for, 0 to 1.
+    pub aim: f64,
     /// Sign planes of the word embeddings, 0 to 4; 0 leaves them as they are.
     pub embeddings: usize,
     /// Sign planes of the head's linear layers, 0 to 4; 0 leaves them as they are.
@@ -76,6 +85,49 @@ pub enum Factors {
     Int8,
 }
 
+/// A number of bytes; in recipes also as `12MB`, `1.5GB`, `800kB`, `12MiB`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Size(pub u64);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Size, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(f64),
+            Text(String),
+        }
+        let units = [
+            ("KiB", 1024.0),
+            ("MiB", 1024.0 * 1024.0),
+            ("GiB", 1024.0 * 1024.0 * 1024.0),
+            ("kB", 1e3),
+            ("MB", 1e6),
+            ("GB", 1e9),
+            ("B", 1.0),
+            ("", 1.0),
+        ];
+        let (found, bytes) = match Written::deserialize(from)? {
+            Written::Number(n) => (n.to_string(), Some(n)),
+            Written::Text(text) => {
+                let parse = |(unit, size): (&str, f64)| {
+                    let number = text.strip_suffix(unit)?.trim().parse::<f64>().ok()?;
+                    Some(number * size)
+                };
+                let bytes = units.into_iter().find_map(parse);
+                (text, bytes)
+            }
+        };
+        match bytes.filter(|b| (0.0..1e15).contains(b)) {
+            Some(bytes) => Ok(Size(bytes.floor() as u64)),
+            None => Err(serde::de::Error::custom(format!(
+                "`{found}` is no number of bytes, as 12000000, 12MB or 11.5MiB"
+            ))),
+        }
+    }
+}
+
 /// Bits a weight of two binary factors, where none are given: the most accurate rung below two planes (BiPFT notes,
 /// §5.11).
 const RATE: f64 = 1.5;
@@ -86,11 +138,14 @@ impl Default for Binarize {
             form: Form::Planes,
             planes: 2,
             rate: 0.0,
+            bits: 0.0,
+            size: Size(0),
             rank: 0,
             factors: Factors::F16,
             group: 0,
             rounds: 3,
             damp: 0.05,
+            aim: 0.5,
             embeddings: 0,
             head: 0,
             activations: 8,
@@ -131,6 +186,29 @@ impl Pass for Binarize {
             }
             _ => {}
         }
+        if self.bits != 0.0 && !(0.5..=8.5).contains(&self.bits) {
+            return fail(
+                "bits",
+                self.bits.to_string(),
+                "0 for no budget, or a number from 0.5 to 8.5",
+            );
+        }
+        if self.is_mixed() {
+            // What they would choose is chosen for each matrix.
+            let only = [
+                ("size", self.bits > 0.0 && self.size.0 > 0, self.size.0.to_string(), "0"),
+                ("form", self.form != Form::Planes, "double".into(), "planes, its default,"),
+                ("planes", self.planes != 2, self.planes.to_string(), "2, its default,"),
+                ("rank", self.rank != 0, self.rank.to_string(), "0"),
+                ("activations", self.activations == 1, "1".into(), "8, 4 or 32"),
+            ];
+            let budget = if self.bits > 0.0 { "bits" } else { "size" };
+            for (option, wrong, found, expected) in only {
+                if wrong {
+                    return fail(option, found, &format!("{expected} beside `{budget}`"));
+                }
+            }
+        }
         if self.rank > 4096 {
             return fail("rank", self.rank.to_string(), "a number from 0 to 4096");
         }
@@ -146,6 +224,9 @@ impl Pass for Binarize {
         if !(1e-4..=10.0).contains(&self.damp) {
             // Below, the ridge is lost in the rounding of f32 moments.
             return fail("damp", self.damp.to_string(), "a number from 0.0001 to 10");
+        }
+        if !(0.0..=1.0).contains(&self.aim) {
+            return fail("aim", self.aim.to_string(), "a number from 0 to 1");
         }
         if ![32, 8, 4, 1].contains(&self.activations) {
             return fail("activations", self.activations.to_string(), "32, 8, 4 or 1");
@@ -173,30 +254,45 @@ impl Pass for Binarize {
     fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {
         self.check()?;
         let layers = model.layers.len();
-        cx.progress.start("binarize", layers + 1);
+        let mixed = self.is_mixed() && cx.calibration.is_some();
+        cx.progress.start("binarize", if mixed { 2 * layers + 1 } else { layers + 1 });
+        let before = model.clone();
+        // First, so that layers make up for what the table lost, and a budget knows what is left.
+        let mut tables = Vec::new();
+        if self.embeddings > 0 {
+            tables.push(self.pack_embeddings(model)?);
+        }
+        if self.head > 0 {
+            for linear in model.head.linears_mut() {
+                tables.push(self.pack(linear, Planned::free(self.plain(self.head)), None)?);
+            }
+        }
+        cx.progress.step()?;
+        let plan: Vec<Planned> = match self.is_mixed() {
+            true => self.plan(model, cx)?,
+            false => {
+                let linears = model.layers.iter().flat_map(|l| l.linears());
+                linears.map(|(_, l)| Planned::free(self.uniform(&l.weight))).collect()
+            }
+        };
         let mut changes = Vec::new();
         match cx.calibration {
             _ if self.activations == 1 => self.to_signs(model, cx, &mut changes)?,
-            Some(text) => self.with_text(model, text, cx, &mut changes)?,
+            Some(text) => self.with_text(&before, model, text, &plan, cx, &mut changes)?,
             None => {
+                let mut plan = plan.iter();
                 for layer in &mut model.layers {
                     for linear in layer.linears_mut() {
-                        changes.push(self.pack(linear, None)?);
+                        let rung = plan.next().expect("a form for every matrix");
+                        changes.push(self.pack(linear, *rung, None)?);
                     }
                     cx.progress.step()?;
                 }
             }
         }
-        if self.embeddings > 0 {
-            changes.push(self.plain(self.embeddings).pack_embeddings(model)?);
-        }
-        if self.head > 0 {
-            for linear in model.head.linears_mut() {
-                changes.push(self.plain(self.head).pack(linear, None)?);
-            }
-        }
-        cx.progress.step()?;
-        let mut work = Work::from(changes);
+        let figures = figures(&changes);
+        changes.extend(tables);
+        let mut work = Work { figures, ..Work::from(changes) };
         if self.activations == 1 {
             work.notes.push(
                 "layers multiply signs of their inputs: until `distill`, or fine-tuning, has trained \
@@ -209,97 +305,20 @@ impl Pass for Binarize {
 }
 
 impl Binarize {
-    /// Layer by layer, with the inputs that the layers packed so far give the next one: of the tokens that enter it, and
-    /// behind it are left.
-    fn with_text(
-        &self,
-        model: &mut Model,
-        text: &Calibration,
-        cx: &Context,
-        changes: &mut Vec<Change>,
-    ) -> Result<()> {
-        let (activation, eps) = (model.config.activation, model.config.eps);
-        let hidden = model.config.hidden;
-        let mut batches: Vec<Cow<Batch>> = text.batches.iter().map(Cow::Borrowed).collect();
-        let frozen = Model { layers: Vec::new(), ..model.clone() };
-        let shell = Encoder::shell(&frozen)?;
-        let mut states = all(batches.len(), |i| shell.embed(&batches[i]))?;
-        let mut weights = TokenWeights::of(model, &text.batches, cx.seed)?;
-        for (l, layer) in model.layers.iter_mut().enumerate() {
-            let schedule = model.tokens.as_ref().filter(|s| s.layers[l].is_some());
-            let mut ranks: Vec<Importance> = match schedule {
-                Some(s) => batches.iter().map(|b| Importance::new(s.score, b.tokens())).collect(),
-                None => Vec::new(),
-            };
-            if let Some(attention) = &mut layer.attention {
-                let metric = self.metric(attention.query.weight.cols(), states.len(), |i| {
-                    Ok(weights.apply(i, l, Place::QueryKeyValue, &states[i]))
-                })?;
-                for linear in [&mut attention.query, &mut attention.key, &mut attention.value] {
-                    changes.push(self.pack(linear, Some(&metric))?);
-                }
-                let contexts = {
-                    let run = RunAttention::new(attention, eps)?;
-                    let context = |i: usize| {
-                        let batch = &batches[i];
-                        let mut ranks = ranks.get(i).cloned();
-                        let mut seen = |_: usize, text: usize, probs: &mut [f32]| {
-                            if let Some(ranks) = &mut ranks {
-                                let (from, to) = (batch.starts[text], batch.starts[text + 1]);
-                                ranks.add(from, to - from, run.heads.len(), probs);
-                            }
-                        };
-                        let state =
-                            shell.attention_context(&run, &states[i], batch, None, &mut seen);
-                        Ok((state.context, ranks))
-                    };
-                    let (contexts, found): (Vec<_>, Vec<_>) =
-                        all(batches.len(), context)?.into_iter().unzip();
-                    ranks = found.into_iter().flatten().collect();
-                    contexts
-                };
-                let width = attention.output.weight.cols();
-                let metric = self.metric(width, contexts.len(), |i| {
-                    Ok(weights.apply(i, l, Place::AttentionOutput, &contexts[i]))
-                })?;
-                changes.push(self.pack(&mut attention.output, Some(&metric))?);
-                let run = RunAttention::new(attention, eps)?;
-                update(&mut states, |i, x| Ok(run.finish(&contexts[i], x)))?;
-            }
-            if let Some(ffn) = &mut layer.ffn {
-                let metric = self.metric(ffn.up.weight.cols(), states.len(), |i| {
-                    Ok(weights.apply(i, l, Place::Up, &states[i]))
-                })?;
-                changes.push(self.pack(&mut ffn.up, Some(&metric))?);
-                let metric = {
-                    let run = RunFeedForward::new(ffn, activation, eps)?;
-                    self.metric(ffn.units(), states.len(), |i| {
-                        Ok(weights.apply(i, l, Place::Down, &run.units(&states[i])))
-                    })?
-                };
-                changes.push(self.pack(&mut ffn.down, Some(&metric))?);
-                let run = RunFeedForward::new(ffn, activation, eps)?;
-                update(&mut states, |_, x| Ok(run.finish(&run.units(x), x)))?;
-            }
-            if let Some(schedule) = schedule {
-                // As the model will: the layers behind never see what goes here.
-                let kept: Vec<Vec<usize>> =
-                    ranks.iter().zip(&batches).map(|(r, b)| r.kept(schedule, l, b)).collect();
-                update(&mut states, |i, x| Ok(rows(x, hidden, &kept[i])))?;
-                for (i, (batch, kept)) in batches.iter_mut().zip(&kept).enumerate() {
-                    weights.keep(i, l, kept);
-                    *batch = Cow::Owned(batch.select(kept));
-                }
-            }
-            cx.progress.step()?;
-        }
-        Ok(())
+    /// Planes without a residual, for tables and heads.
+    fn plain(&self, planes: usize) -> Rung {
+        Rung::Planes { planes, rank: 0 }
     }
 
-    /// Planes without a residual, for tables and heads.
-    fn plain(&self, planes: usize) -> Binarize {
-        let factors = Factors::F16;
-        Binarize { form: Form::Planes, planes, rate: 0.0, rank: 0, factors, ..self.clone() }
+    /// What every matrix becomes where there is no budget.
+    fn uniform(&self, weight: &Weight) -> Rung {
+        match self.form {
+            Form::Planes => Rung::Planes { planes: self.planes, rank: self.rank },
+            Form::Double => {
+                let rate = if self.rate == 0.0 { RATE } else { self.rate };
+                Rung::Double { rank: double::rank(rate, weight.rows(), weight.cols()) }
+            }
+        }
     }
 
     /// What a packed layer makes of its inputs.
@@ -311,67 +330,67 @@ impl Binarize {
         }
     }
 
-    /// Packs one layer; `metric` comes from what it multiplies.
-    fn pack(&self, linear: &mut Linear, metric: Option<&Metric>) -> Result<Change> {
+    /// Packs one layer; its metric comes from what it multiplies, and what it aims at is added to its weights.
+    fn pack(
+        &self,
+        linear: &mut Linear,
+        planned: Planned,
+        seen: Option<(&Metric, &[f32])>,
+    ) -> Result<Change> {
         let before = linear.clone();
-        let (packed, error) = self.encode(&linear.weight, metric)?;
-        linear.weight.dense()?.release();
+        let mut w = linear.weight.dense()?.to_f32()?;
+        let metric = seen.map(|(metric, _)| metric);
+        if let Some((_, aim)) = seen.filter(|(_, aim)| !aim.is_empty()) {
+            w.to_mut().iter_mut().zip(aim).for_each(|(w, aim)| *w += aim);
+        }
+        let (packed, error) = self.fit_within(&linear.weight, &w, planned, metric)?;
+        before.weight.dense()?.release();
         linear.weight = packed;
         linear.activations = self.rounding();
         Ok(Change::new(&before, linear, Some(error)))
     }
 
     fn pack_embeddings(&self, model: &mut Model) -> Result<Change> {
-        let word = |m: &Model| Linear::table(&m.embeddings.word);
-        let before = word(model);
-        let (packed, error) = self.encode(&model.embeddings.word, None)?;
-        model.embeddings.word.dense()?.release(); // all of a large table was read
+        let before = Linear::table(&model.embeddings.word);
+        let w = before.weight.dense()?.to_f32()?;
+        let (packed, error) = self.fit(&before.weight, &w, self.plain(self.embeddings), None)?;
+        before.weight.dense()?.release(); // all of a large table was read
         model.embeddings.word = packed;
         model.drop_tied_copy();
-        Ok(Change::new(&before, &word(model), Some(error)))
+        Ok(Change::new(&before, &Linear::table(&model.embeddings.word), Some(error)))
     }
 
-    /// Second moments of what a layer multiplies, `input` by batch.
-    fn metric(
+    /// The form of `rung` for the values `w`, in the place of `weight`, and the relative error that it makes.
+    fn fit(
         &self,
-        width: usize,
-        batches: usize,
-        input: impl Fn(usize) -> Result<Vec<f32>> + Sync,
-    ) -> Result<Metric> {
-        let mut moments = Moments::new(width, 0);
-        sweep(batches, input, |_, x| {
-            moments.add(&x, &[]);
-            Ok(())
-        })?;
-        Ok(match self.form {
-            Form::Planes => Metric::new(moments, self.damp),
-            Form::Double => Metric::uncompensated(moments, self.damp),
-        })
+        weight: &Weight,
+        w: &[f32],
+        rung: Rung,
+        metric: Option<&Metric>,
+    ) -> Result<(Weight, f64)> {
+        let (name, shape) = (weight.name(), (weight.rows(), weight.cols()));
+        let packed = match rung {
+            Rung::Planes { planes, rank } => {
+                let (binary, error) = self.planes(name, w, shape, (planes, rank), metric);
+                return Ok((Weight::Binary(binary), error));
+            }
+            Rung::Double { rank } => {
+                Weight::Double(double::fit(name.into(), w, shape, rank, metric))
+            }
+            Rung::Int8 => Weight::Int8(Int8::new(name.into(), shape, w)),
+        };
+        let error = self.error(&packed, w, metric)?;
+        Ok((packed, error))
     }
 
-    /// The packed matrix, and the relative error that it makes.
-    fn encode(&self, weight: &Weight, metric: Option<&Metric>) -> Result<(Weight, f64)> {
-        let w = weight.dense()?.to_f32()?;
-        let (name, shape) = (weight.name(), (weight.rows(), weight.cols()));
-        Ok(match self.form {
-            Form::Planes => {
-                let (binary, error) = self.planes(name, &w, shape, metric);
-                (Weight::Binary(binary), error)
-            }
-            Form::Double => {
-                let rate = if self.rate == 0.0 { RATE } else { self.rate };
-                let rank = double::rank(rate, shape.0, shape.1);
-                let d = metric.map(|metric| metric.diagonal(shape.1));
-                let double = double::fit(name.into(), &w, shape, rank, d.as_deref());
-                let dense = double.to_dense();
-                let add_row = |row: usize, out: &mut [f32]| {
-                    let values = &dense[row * shape.1..];
-                    out.iter_mut().zip(values).for_each(|(o, v)| *o += v);
-                };
-                let error = residual::relative_error(&w, shape, add_row, metric);
-                (Weight::Double(double), error)
-            }
-        })
+    /// The relative squared error of `packed` in the place of `w`.
+    fn error(&self, packed: &Weight, w: &[f32], metric: Option<&Metric>) -> Result<f64> {
+        let (shape, dense) = ((packed.rows(), packed.cols()), packed.to_f32()?);
+        let add_row = |row: usize, out: &mut [f32]| {
+            let values = &dense[row * shape.1..];
+            out.iter_mut().zip(values).for_each(|(o, v)| *o += v);
+        };
+        Ok(residual::relative_error(w, shape, add_row, metric))
     }
 
     /// `W ≈ planes + U·V`: signs and residual are fitted in turn, and the best round counts.
@@ -380,18 +399,23 @@ impl Binarize {
         name: &str,
         w: &[f32],
         (rows, cols): (usize, usize),
+        (planes, rank): (usize, usize),
         metric: Option<&Metric>,
     ) -> (Binary, f64) {
-        let rank = self.rank.min(rows).min(cols);
-        let group = if self.group == 0 { cols.max(1) } else { self.group.min(cols.max(1)) };
+        let rank = rank.min(rows).min(cols);
+        let group = self.group(cols);
         let rounds = if rank == 0 { 1 } else { self.rounds };
         let mut low_rank = None;
         let mut best: Option<(Binary, f64)> = None;
         for _ in 0..rounds {
             let rest = residual::minus(w, low_rank.as_ref(), cols);
-            let codes = Codes::fit(&rest, (rows, cols), self.planes, group);
+            let codes = Codes::fit(&rest, (rows, cols), planes, group);
             let codes = match metric {
-                Some(metric) => codes.compensate(&rest, &metric.factor, &metric.order),
+                Some(metric) => codes.compensate(&rest, &metric.factor, &metric.order).descend(
+                    &rest,
+                    &metric.h,
+                    &metric.order,
+                ),
                 None => codes,
             };
             if rank > 0 {
@@ -413,6 +437,28 @@ impl Binarize {
         }
         best.expect("there is at least one round")
     }
+}
+
+/// What the layers' matrices take, and how many got which form.
+fn figures(changes: &[Change]) -> BTreeMap<&'static str, f64> {
+    let weights: usize = changes.iter().map(|c| c.after.shape.iter().product::<usize>()).sum();
+    let bytes: usize = changes.iter().map(|c| c.after.bytes).sum();
+    let mut figures = BTreeMap::from([
+        ("bits a weight of the layers", 8.0 * bytes as f64 / weights.max(1) as f64),
+        ("bytes of the layers' matrices", bytes as f64),
+    ]);
+    for change in changes {
+        let form = match change.after.form.as_str() {
+            "int8" => "matrices in int8",
+            f if f.starts_with("double") => "matrices in two factors",
+            f if f.starts_with("binary(planes=1") => "matrices in 1 plane",
+            f if f.starts_with("binary(planes=2") => "matrices in 2 planes",
+            f if f.starts_with("binary(planes=3") => "matrices in 3 planes",
+            _ => "matrices in 4 planes",
+        };
+        *figures.entry(form).or_default() += 1.0;
+    }
+    figures
 }
 
 fn all<T: Send>(n: usize, compute: impl Fn(usize) -> Result<T> + Sync) -> Result<Vec<T>> {

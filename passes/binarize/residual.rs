@@ -1,5 +1,6 @@
 //! The low-rank residual, and how errors are measured.
 
+use super::products::{multiply, transposed};
 use crate::model::LowRank;
 use crate::runtime::kernels::{Mat, MatMut, add_product, product};
 use crate::train::moments::{Moments, inverse_factor};
@@ -17,22 +18,41 @@ pub struct Metric {
     pub factor: Vec<f32>,
     /// Columns by falling `H_jj`.
     pub order: Vec<usize>,
+    /// `[outputs, cols]`: what weights have to gain so that outputs become what they should be, `E[r·xᵀ]·H⁻¹` for what
+    /// outputs lack, `r`. Nothing where that was not watched.
+    pub aim: Vec<f32>,
 }
 
 impl Metric {
     pub fn new(inputs: Moments, damp: f64) -> Metric {
-        let n = inputs.inputs;
+        let (n, outputs) = (inputs.inputs, inputs.outputs);
+        let tokens = inputs.tokens.max(1) as f32;
+        let lacking: Vec<f32> = inputs.xr.iter().map(|v| v / tokens).collect();
         let h = inputs.damped(damp);
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|&a, &b| h[b * n + b].total_cmp(&h[a * n + a]).then(a.cmp(&b)));
         let factor = inverse_factor(&h, &order)
             .expect("second moments with a positive ridge are positive definite");
-        Metric { h, factor, order }
+        let mut metric = Metric { h, factor, order, aim: Vec::new() };
+        metric.aim = metric.solve(&transposed(&lacking, n, outputs), outputs);
+        metric
     }
 
-    /// Of a form that is not compensated: neither factor nor order, and no time spent on them.
-    pub fn uncompensated(inputs: Moments, damp: f64) -> Metric {
-        Metric { h: inputs.damped(damp), factor: Vec::new(), order: Vec::new() }
+    /// `R·H⁻¹` of `R`, `[rows, cols]`.
+    fn solve(&self, r: &[f32], rows: usize) -> Vec<f32> {
+        let n = self.order.len();
+        let ordered: Vec<f32> =
+            r.chunks_exact(n.max(1)).flat_map(|row| self.order.iter().map(|&c| row[c])).collect();
+        let factor = Mat::new(&self.factor, n, n);
+        let mut half = vec![0.0; rows * n];
+        multiply(&mut half, n, Mat::new(&ordered, rows, n), factor.t());
+        let mut whole = ordered;
+        multiply(&mut whole, n, Mat::new(&half, rows, n), factor);
+        let mut solved = half;
+        for (out, row) in solved.chunks_exact_mut(n.max(1)).zip(whole.chunks_exact(n.max(1))) {
+            self.order.iter().zip(row).for_each(|(&c, x)| out[c] = *x);
+        }
+        solved
     }
 
     /// `H_jj`, `[cols]`.

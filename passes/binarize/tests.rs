@@ -1,12 +1,15 @@
 //! What packing costs, what it stores, and that the packed model is the model that is read back.
 
+use super::weights::{Place, TokenWeights};
 use super::*;
-use crate::checkpoint::{Dtype, write_file};
+use crate::checkpoint::{Dtype, file_bytes, write_file};
+use crate::data::Calibration;
 use crate::model::testing::{self, *};
 use crate::model::{LowRank, Score, Task, TokenSchedule, family};
 use crate::report;
 use crate::runtime::kernels::{Mat, MatMut, product};
-use crate::runtime::{Observer, Site};
+use crate::runtime::{Encoder, Observer, Site};
+use crate::train::moments::Moments;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -28,6 +31,11 @@ fn matrix(rows: usize, cols: usize, seed: u64) -> Weight {
     let tensor =
         crate::checkpoint::Tensor::from_f32("w.weight", &[rows, cols], &values, Dtype::F32);
     Weight::Dense(tensor)
+}
+
+fn encoded(options: &Binarize, weight: &Weight) -> (Weight, f64) {
+    let w = weight.to_f32().expect("floats");
+    options.fit(weight, &w, options.uniform(weight), None).expect("a form that fits")
 }
 
 fn metric(seed: u64, width: usize) -> Metric {
@@ -159,7 +167,7 @@ proptest! {
     ) {
         let group = if group < 8 { 0 } else { group };
         let options = Binarize { planes, rank, group, ..Binarize::default() };
-        let (weight, _) = options.encode(&matrix(rows, cols, 30), None).expect("dense");
+        let weight = encoded(&options, &matrix(rows, cols, 30)).0;
         let Weight::Binary(binary) = &weight else { panic!("{weight:?}") };
         let groups = if group == 0 { 1 } else { cols.div_ceil(group) };
         let rank = rank.min(rows).min(cols);
@@ -471,7 +479,8 @@ fn a_layer_is_packed_by_what_it_multiplies() {
             let whole = TokenSchedule::keep_all(LAYERS, score, model.reads());
             TokenSchedule { layers, ..whole }
         });
-        let options = Binarize::default();
+        // Without an aim the error that is told is that of the weights.
+        let options = Binarize { aim: 0.0, ..Binarize::default() };
         let (after, changes) = packed(&model, &options, Some(&text));
         assert_eq!(after.tokens, model.tokens);
         let encoder = Encoder::new(&after).expect("a model that runs");
@@ -608,6 +617,16 @@ fn refusals_name_the_option_and_its_range() {
         Binarize { form: Form::Double, group: 32, ..Binarize::default() },
         Binarize { factors: Factors::Int8, ..Binarize::default() },
         Binarize { activations: 16, ..Binarize::default() },
+        Binarize { aim: 1.5, ..Binarize::default() },
+        Binarize { aim: f64::NAN, ..Binarize::default() },
+        Binarize { bits: 0.1, ..Binarize::default() },
+        Binarize { bits: f64::NAN, ..Binarize::default() },
+        Binarize { bits: 2.0, size: Size(9000), ..Binarize::default() },
+        Binarize { bits: 2.0, planes: 1, ..Binarize::default() },
+        Binarize { size: Size(9000), form: Form::Double, ..Binarize::default() },
+        Binarize { size: Size(9000), rank: 4, ..Binarize::default() },
+        Binarize { size: Size(9000), ..Binarize::default() },
+        Binarize { bits: 0.5, ..Binarize::default() },
     ];
     insta::assert_snapshot!(all.map(error).join("\n"), @r"
     pass `binarize`: `planes` is 0, expected 1, 2, 3 or 4
@@ -628,6 +647,217 @@ fn refusals_name_the_option_and_its_range() {
     pass `binarize`: `factors` is int8, expected f16 where there is no residual (`rank=0`)
     pass `binarize`: `activations` is 16, expected 32, 8, 4 or 1
     ");
+}
+
+/// What gets the original's inputs has nothing to make up for; and where nothing was lost, no weight is moved.
+#[test]
+fn an_aim_moves_nothing_where_nothing_was_lost() {
+    let text = calibration(70, 3);
+    let model = tiny("bert", Task::Embedding, 71);
+    let of = |aim| stored(&packed(&model, &Binarize { aim, ..Binarize::default() }, Some(&text)).0);
+    let (with, without) = (of(1.0), of(0.0));
+    let first = |t: &&Stored| t.0.contains("layer.0.attention.self");
+    let same = with.iter().filter(first).zip(without.iter().filter(first));
+    assert!(same.clone().count() > 6 && same.clone().all(|(a, b)| a == b));
+    assert_ne!(with, without, "what comes behind is another");
+    let mut moments = Moments::new(6, 3);
+    moments.add(&testing::gaussian(60, 72), &[0.0; 30]);
+    assert_eq!(Metric::new(moments, 0.05).aim, [0.0; 18]);
+}
+
+/// `r = A·x` is removed by `A`, up to the ridge.
+#[test]
+fn an_aim_is_what_removes_what_outputs_lack() {
+    let (x, a) = (testing::gaussian(400 * 6, 73), testing::gaussian(4 * 6, 74));
+    let mut r = vec![0.0; 400 * 4];
+    product(MatMut::new(&mut r, 400, 4), Mat::new(&x, 400, 6), Mat::new(&a, 4, 6).t(), 1.0);
+    let mut moments = Moments::new(6, 4);
+    moments.add(&x, &r);
+    let found = Metric::new(moments, 1e-4).aim;
+    assert!(found.iter().zip(&a).all(|(f, a)| (f - a).abs() < 1e-2), "{found:?} {a:?}");
+}
+
+#[test]
+fn aimed_layers_answer_more_like_the_original() {
+    let text = calibration(75, 8);
+    let off = |aim: f64| -> f64 {
+        let each = (0..6).map(|seed| {
+            let model = tiny("bert", Task::Bare, 76 + seed);
+            let options = Binarize { aim, planes: 1, ..Binarize::default() };
+            let (after, _) = packed(&model, &options, Some(&text));
+            let of = |model: &Model| -> Vec<f32> {
+                text.batches.iter().flat_map(|b| answers(model, b, None)).collect()
+            };
+            let pairs = of(&after).into_iter().zip(of(&model));
+            pairs.map(|(a, b)| ((a - b) as f64).powi(2)).sum::<f64>()
+        });
+        each.sum()
+    };
+    let (with, without) = (off(0.5), off(0.0));
+    assert!(with < without, "{with} aimed, {without} not");
+}
+
+/// Strips and products change nothing but the rounding of sums.
+#[test]
+fn compensation_in_strips_is_compensation_column_by_column() {
+    let (rows, cols) = (3, 150);
+    let w = testing::gaussian(rows * cols, 80);
+    let metric = metric(81, cols);
+    let codes = Codes::fit(&w, (rows, cols), 2, cols);
+    let found = codes.clone().compensate(&w, &metric.factor, &metric.order).to_dense();
+    for row in 0..rows {
+        let scales = &codes.scales()[2 * row..2 * row + 2];
+        let mut rest: Vec<f64> = metric.order.iter().map(|&c| w[row * cols + c] as f64).collect();
+        for (j, &c) in metric.order.iter().enumerate() {
+            let value = crate::model::binary::Levels::new(scales).nearest(rest[j] as f32).1;
+            assert!((found[row * cols + c] - value).abs() < 1e-6, "row {row}, column {c}");
+            let line = &metric.factor[j * cols..(j + 1) * cols];
+            let error = (rest[j] - value as f64) / line[j] as f64;
+            rest.iter_mut().zip(line).for_each(|(x, u)| *x -= error * *u as f64);
+        }
+    }
+}
+
+#[test]
+fn descent_only_makes_the_output_better_and_ends_where_no_weight_alone_could() {
+    let (rows, cols) = (6, 70);
+    for (seed, planes, group) in [(0, 1, cols), (1, 2, cols), (2, 2, 20), (3, 3, cols)] {
+        let w = testing::gaussian(rows * cols, 110 + seed);
+        let metric = metric(115 + seed, cols);
+        let codes = Codes::fit(&w, (rows, cols), planes, group);
+        let pushed = codes.compensate(&w, &metric.factor, &metric.order);
+        let of = |codes: &Codes| loss(&w, &codes.to_dense(), cols, Some(&metric));
+        let mut last = of(&pushed);
+        let mut codes = pushed;
+        for _ in 0..20 {
+            codes = codes.descend(&w, &metric.h, &metric.order);
+            assert!(of(&codes) <= last * (1.0 + 1e-6), "{} after {last}", of(&codes));
+            last = of(&codes);
+        }
+        let again = codes.clone().descend(&w, &metric.h, &metric.order);
+        assert_eq!(again.to_dense(), codes.to_dense(), "{planes} planes of {group}");
+    }
+}
+
+#[test]
+fn two_factors_refitted_in_the_whole_metric_lose_less_of_the_output() {
+    for (seed, rows, cols) in [(0, 48, 40), (1, 40, 80), (2, 33, 70), (3, 5, 100)] {
+        let w = testing::gaussian(rows * cols, 90 + seed);
+        let metric = metric(95 + seed, cols);
+        let diagonal = Metric {
+            h: (0..cols * cols)
+                .map(|i| if i % (cols + 1) == 0 { metric.h[i] } else { 0.0 })
+                .collect(),
+            factor: Vec::new(),
+            order: metric.order.clone(),
+            aim: Vec::new(),
+        };
+        let of = |by: &Metric| {
+            let double = double::fit("w".into(), &w, (rows, cols), 32, Some(by));
+            loss(&w, &double.to_dense(), cols, Some(&metric))
+        };
+        let (plain, whole) = (of(&diagonal), of(&metric));
+        assert!(whole < 0.9 * plain, "{rows} x {cols}: {plain} to {whole}");
+    }
+}
+
+#[test]
+fn budgets_are_met_and_never_exceeded() {
+    let text = calibration(100, 3);
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let path = dir.path().join("model.safetensors");
+    for (family, task) in [("bert", Task::SequenceClassification), ("mpnet", Task::Embedding)] {
+        let model = tiny(family, task, 101);
+        for text in [None, Some(&text)] {
+            let mut last = f64::INFINITY;
+            for bits in [3.3, 3.6, 4.2, 5.7, 8.5] {
+                let options = Binarize { bits, ..Binarize::default() };
+                let (after, changes) = packed(&model, &options, text);
+                let weights: usize =
+                    changes.iter().map(|c| c.after.shape[0] * c.after.shape[1]).sum();
+                let bytes: usize = changes.iter().map(|c| c.after.bytes).sum();
+                let found = 8.0 * bytes as f64 / weights as f64;
+                assert!(found <= bits, "{found} of {bits} bits");
+                // With text it is the answer's error that is made small, not the mean of the matrices'.
+                let error = if text.is_none() { mean_error(&changes) } else { 0.0 };
+                assert!(error < last, "{bits} bits: {error} after {last}");
+                last = error.max(1e-9);
+                assert_eq!(stored(&reopen(&after)), stored(&after));
+            }
+            let of = |model: &Model| file_bytes(&model.tensors()).expect("a header");
+            let best = Binarize { bits: 8.5, embeddings: 2, ..Binarize::default() };
+            let largest = of(&packed(&model, &best, text).0);
+            for size in [largest - 4000, largest - 2500, largest - 1000, largest, largest + 999] {
+                let options = Binarize { size: Size(size), bits: 0.0, ..best.clone() };
+                let (after, _) = packed(&model, &options, text);
+                write_file(&path, &after.tensors(), &|| false).expect("a file");
+                let file = std::fs::metadata(&path).expect("a file").len();
+                let more = of(&after) - file;
+                assert!(more <= 40, "`format` is all that a model's header says besides: {more}");
+                assert!(
+                    of(&after) <= size && of(&after) + 400 > size.min(largest),
+                    "{size}: {file}"
+                );
+            }
+        }
+    }
+}
+
+/// Scales too small for f16 are stored in f32: twice the bytes that were planned.
+#[test]
+fn tiny_weights_stay_in_the_budget() {
+    let mut parts = parts("bert", Task::SequenceClassification, 103);
+    let tensor = parts.tensor("bert.encoder.layer.1.output.dense.weight");
+    let tiny: Vec<f32> = tensor.to_f32().expect("floats").iter().map(|w| w * 1e-5).collect();
+    *tensor =
+        crate::checkpoint::Tensor::from_f32(tensor.name.clone(), &tensor.shape, &tiny, Dtype::F32);
+    let model = parts.open();
+    let (_, changes) = packed(&model, &Binarize { bits: 4.2, ..Binarize::default() }, None);
+    let weights: usize = changes.iter().map(|c| c.after.shape[0] * c.after.shape[1]).sum();
+    let bytes: usize = changes.iter().map(|c| c.after.bytes).sum();
+    assert!(8.0 * bytes as f64 <= 4.2 * weights as f64);
+}
+
+/// Where one matrix matters far more than all others, it gets the most.
+#[test]
+fn what_the_answer_listens_to_gets_more() {
+    let text = calibration(104, 4);
+    let mut model = tiny("bert", Task::Bare, 105);
+    // Layers 0 and 1 hardly speak: their outputs are next to nothing beside what goes around them.
+    for layer in &mut model.layers[..2] {
+        for linear in layer.linears_mut() {
+            let w: Vec<f32> =
+                linear.weight.to_f32().expect("floats").iter().map(|w| w * 0.05).collect();
+            let shape = [linear.weight.rows(), linear.weight.cols()];
+            let name = format!("{}.weight", linear.weight.name());
+            linear.weight =
+                Weight::Dense(crate::checkpoint::Tensor::from_f32(name, &shape, &w, Dtype::F32));
+        }
+    }
+    let (_, changes) = packed(&model, &Binarize { bits: 4.0, ..Binarize::default() }, Some(&text));
+    let bytes = |layers: std::ops::Range<usize>| -> f64 {
+        let of = changes.chunks(6).enumerate().filter(|(l, _)| layers.contains(l));
+        let sum: usize = of.map(|(_, c)| c.iter().map(|c| c.after.bytes).sum::<usize>()).sum();
+        sum as f64 / layers.len() as f64
+    };
+    assert!(bytes(2..3) > 1.3 * bytes(0..2), "{} {}", bytes(2..3), bytes(0..2));
+}
+
+#[test]
+fn sizes_are_numbers_of_bytes_with_or_without_a_unit() {
+    let parse = |text: &str| -> std::result::Result<u64, String> {
+        let table: toml::Table = format!("size = {text}").parse().expect("TOML");
+        table.try_into::<Binarize>().map(|b| b.size.0).map_err(|e| e.message().to_string())
+    };
+    let found =
+        ["1200", "\"12MB\"", "\"1.5 GB\"", "\"800kB\"", "\"2KiB\"", "\"1MiB\"", "\"7B\"", "\"7\""]
+            .map(parse);
+    let expected = [1200, 12_000_000, 1_500_000_000, 800_000, 2048, 1 << 20, 7, 7];
+    assert_eq!(found.map(|f| f.expect("a size")), expected);
+    for wrong in ["\"12mb\"", "\"MB\"", "-3", "\"-1MB\"", "\"nan\"", "true"] {
+        assert!(parse(wrong).is_err(), "{wrong}");
+    }
+    insta::assert_snapshot!(parse("\"12 apples\"").unwrap_err(), @"`12 apples` is no number of bytes, as 12000000, 12MB or 11.5MiB");
 }
 
 #[test]

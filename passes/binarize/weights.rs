@@ -66,6 +66,11 @@ impl TokenWeights {
         rows.flat_map(|(row, w)| row.iter().map(move |x| w * x)).collect()
     }
 
+    /// Tokens of batch `batch` at `place`.
+    pub fn tokens(&self, batch: usize, layer: usize, place: Place) -> usize {
+        self.0[batch][layer][place as usize].len()
+    }
+
     /// Of a batch only the tokens at `kept` go on behind `layer`.
     pub fn keep(&mut self, batch: usize, layer: usize, kept: &[usize]) {
         for weights in self.0[batch][layer + 1..].iter_mut().flatten() {

@@ -17,6 +17,8 @@ pub mod tokens;
 
 pub use batch::Batch;
 pub use binary::{Estimates, Operands, RunBinary, RunElastic};
-pub use encoder::{Dense, Encoder, RunAttention, RunFeedForward, RunHead, RunLayer, RunNorm};
+pub use encoder::{
+    Dense, Encoder, Inputs, RunAttention, RunFeedForward, RunHead, RunLayer, RunNorm,
+};
 pub use forward::{Everything, NoObserver, Observer, Output, Site};
 pub use forward::{normalize_rows, position_rows, relative_bucket};
