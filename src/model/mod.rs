@@ -24,6 +24,7 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
+mod words;
 
 pub use binary::{Binary, LowRank};
 pub use config::{Config, Task};
