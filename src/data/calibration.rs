@@ -17,6 +17,10 @@ use std::path::PathBuf;
 /// Sentences written for this project (docs/architecture.md), one a line.
 const BUILTIN: &str = include_str!("calibration.txt");
 
+/// What reports call the sources that are no file.
+const BUILTIN_NAME: &str = "built-in text";
+const RANDOM_NAME: &str = "random tokens";
+
 /// Batches of a text, and what it was.
 #[derive(Debug, Clone)]
 pub struct Calibration {
@@ -68,7 +72,7 @@ impl Calibration {
         let (mut examples, name) = match source {
             Source::Random => {
                 let encoded = random(tokenizer, config, limit, max_tokens, seed)?;
-                let calibration = Calibration::new(&encoded, None, "random tokens".into());
+                let calibration = Calibration::new(&encoded, None, RANDOM_NAME.into());
                 return Ok(Calibration { masker: tokenizer.and_then(Masker::of), ..calibration });
             }
             Source::Builtin => {
@@ -78,7 +82,7 @@ impl Calibration {
                     line: i + 1,
                     ..Example::default()
                 };
-                (lines.enumerate().map(example).collect::<Vec<_>>(), "built-in text".to_string())
+                (lines.enumerate().map(example).collect::<Vec<_>>(), BUILTIN_NAME.to_string())
             }
             Source::File { path, columns } => {
                 let name =
@@ -100,6 +104,16 @@ impl Calibration {
         };
         let calibration = Calibration::new(&tokenized.encoded, targets, name);
         Ok(Calibration { masker: Masker::of(tokenizer), ..calibration })
+    }
+
+    /// Whether it is a file that somebody chose.
+    pub fn is_given(&self) -> bool {
+        ![BUILTIN_NAME, RANDOM_NAME].contains(&self.source.as_str())
+    }
+
+    /// Whether it is no text, but tokens drawn at random.
+    pub fn is_random(&self) -> bool {
+        self.source == RANDOM_NAME
     }
 
     fn new(encoded: &[Encoded], targets: Option<Targets>, source: String) -> Calibration {

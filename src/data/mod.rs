@@ -6,6 +6,7 @@ pub mod masking;
 pub mod prepare;
 pub mod tables;
 pub mod tokenizer;
+pub mod vocabulary;
 
 pub mod calibration;
 pub mod dataset;
@@ -13,3 +14,4 @@ pub mod dataset;
 pub use calibration::{Calibration, Source};
 pub use dataset::Dataset;
 pub use labels::Targets;
+pub use vocabulary::Vocabulary;

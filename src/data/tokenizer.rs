@@ -1,6 +1,6 @@
 //! Texts to token ids, with the tokenizer that lies beside a checkpoint.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
@@ -180,6 +181,47 @@ impl Tokenizer {
         examples.par_iter().map(encode).collect()
     }
 
+    /// The whole tokenizer as tokenizer.json holds it: the file as it is, where there is one.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub fn json(&self) -> Result<Value> {
+        if !self.is_json() {
+            return guarded(&self.path, || Ok(serde_json::to_value(&self.inner)?));
+        }
+        let gone = || Error::Read { path: self.path.clone(), source: ErrorKind::NotFound.into() };
+        let bytes = read(&self.path)?.ok_or_else(gone)?;
+        guarded(&self.path, || Ok(serde_json::from_slice(&bytes)?))
+    }
+
+    /// Whether it was read from tokenizer.json.
+    pub fn is_json(&self) -> bool {
+        self.path.extension().is_some_and(|e| e == "json")
+    }
+
+    /// Another tokenizer.json in the place of this one, with the same settings beside it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub fn with_json(&self, json: &Value) -> Result<Tokenizer> {
+        let inner = guarded(&self.path, || from_json(&serde_json::to_vec(json)?))?;
+        Ok(Tokenizer { inner, path: self.path.clone(), config: self.config.clone() })
+    }
+
+    /// The file it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every token with its id, those added to the model's own vocabulary included.
+    pub fn tokens(&self) -> HashMap<String, u32> {
+        self.inner.get_vocab(true)
+    }
+
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
     /// How many tokens are added to a text or a pair.
     pub fn special_tokens(&self, is_pair: bool) -> usize {
         self.inner.get_post_processor().map_or(0, |p| p.added_tokens(is_pair))
@@ -339,7 +381,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
