@@ -4,7 +4,8 @@ pub use crate::progress::{Progress, Quiet};
 
 use crate::Result;
 use crate::checkpoint::Tensor;
-use crate::data::{Calibration, Dataset};
+use crate::data::tokenizer::Tokenizer;
+use crate::data::{Calibration, Dataset, Vocabulary};
 use crate::model::Model;
 use crate::report::{Change, Training};
 use crate::train::state::StateFile;
@@ -32,6 +33,11 @@ pub trait Pass: std::fmt::Debug {
         Vec::new()
     }
 
+    /// Whether it looks at the tokenizer.
+    fn needs_tokenizer(&self) -> bool {
+        false
+    }
+
     /// Whether it trains weights that passes before it left, when there is text to train on (`data`) or not.
     fn trains(&self, _data: bool) -> bool {
         false
@@ -51,6 +57,9 @@ pub struct Work {
     pub figures: BTreeMap<&'static str, f64>,
     /// Safetensors files for the output, by name.
     pub files: Vec<(&'static str, Vec<Tensor>)>,
+    /// The vocabulary that the model has now, where it lost words. Passes that follow see all texts in its tokens,
+    /// and a teacher that has lost the same rows.
+    pub vocabulary: Option<Vocabulary>,
 }
 
 impl From<Vec<Change>> for Work {
@@ -61,8 +70,12 @@ impl From<Vec<Change>> for Work {
 
 /// What a pass may use besides the model.
 pub struct Context<'a> {
-    /// The model as it was read.
+    /// The model as it was read, with the words of the vocabulary that there is now.
     pub teacher: &'a Model,
+    /// The tokenizer beside the model, for passes that need it; `None` where there is none.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// Files beside the weights that an output gets too, each with its name there.
+    pub side_files: &'a [(PathBuf, String)],
     /// Text to watch the model on; `None`: weights are all there is.
     pub calibration: Option<&'a Calibration>,
     /// Texts to train on; `None`: the calibration text is all there is.
@@ -77,7 +90,16 @@ pub struct Context<'a> {
 impl<'a> Context<'a> {
     /// Nothing but the model.
     pub fn new(teacher: &'a Model) -> Context<'a> {
-        Context { teacher, calibration: None, data: None, state: None, seed: 0, progress: &Quiet }
+        Context {
+            teacher,
+            tokenizer: None,
+            side_files: &[],
+            calibration: None,
+            data: None,
+            state: None,
+            seed: 0,
+            progress: &Quiet,
+        }
     }
 }
 

@@ -5,13 +5,14 @@ use clap::Args;
 use compress::data::Targets;
 use compress::data::prepare::is_labelled;
 use compress::data::tables::read_examples;
-use compress::eval::tasks::{Metric, Prepared, answer, fidelity, judgeable, metrics};
+use compress::data::tokenizer::Tokenizer;
+use compress::eval::tasks::{Metric, Prepared, Recut, answer, fidelity, judgeable, metrics};
 use compress::model::{Model, Task};
 use compress::report::{count, metric_value, plain_table};
 use compress::runtime::Encoder;
 use compress::{Error, Result};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 #[derive(Debug, Args)]
@@ -60,8 +61,19 @@ pub fn main(args: &EvalArgs) -> Result<()> {
         None => Vec::new(),
         Some(path) => {
             let teacher = Model::open(path)?;
-            check_comparable(&teacher, &model)?;
-            fidelity(&Encoder::packed(&teacher)?, &encoder, &prepared.batches)?
+            let words = words_of(path, &tokenizer)?;
+            check_comparable(&teacher, &model, words.as_ref())?;
+            let teachers = match &words {
+                None => None,
+                Some((tokenizer, _)) => {
+                    let prepared =
+                        Prepared::new(&table, &teacher, tokenizer, tokens, false, &args.data)?;
+                    Some(prepared.batches)
+                }
+            };
+            let recut = words.map(|(_, old)| Recut::new(&prepared.batches, old));
+            let batches = teachers.as_deref().unwrap_or(&prepared.batches);
+            fidelity(&Encoder::packed(&teacher)?, &encoder, batches, recut.as_ref())?
         }
     };
     if judged.is_empty() {
@@ -104,10 +116,32 @@ pub fn main(args: &EvalArgs) -> Result<()> {
     ))
 }
 
-fn check_comparable(teacher: &Model, model: &Model) -> Result<()> {
+/// Another vocabulary: a tokenizer, and by id of the model the id of the same token there, if it has it.
+type Words = (Tokenizer, Vec<Option<u32>>);
+
+/// The vocabulary of `teacher`, where it has one of its own that is not the model's.
+fn words_of(teacher: &Path, tokenizer: &Tokenizer) -> Result<Option<Words>> {
+    let Some(teachers) = super::tokenizer(teacher)? else { return Ok(None) };
+    let (old, new) = (teachers.tokens(), tokenizer.tokens());
+    if old == new {
+        return Ok(None);
+    }
+    let mut by_id = vec![None; tokenizer.vocab_size()];
+    for (token, id) in new {
+        by_id[id as usize] = old.get(&token).copied();
+    }
+    Ok(Some((teachers, by_id)))
+}
+
+fn check_comparable(teacher: &Model, model: &Model, words: Option<&Words>) -> Result<()> {
     let (t, m) = (&teacher.config, &model.config);
+    let known = |&id: &Option<u32>| id.is_some_and(|id| (id as usize) < t.vocab);
+    let same_words = match words {
+        None => t.vocab == m.vocab,
+        Some((_, old)) => m.task != Task::MaskedLm || old.len() == m.vocab && old.iter().all(known),
+    };
     let wide = !matches!(m.task, Task::Embedding | Task::Bare) || t.hidden == m.hidden;
-    let same = t.task == m.task && t.vocab == m.vocab && t.classes() == m.classes() && wide;
+    let same = t.task == m.task && same_words && t.classes() == m.classes() && wide;
     if same {
         return Ok(());
     }

@@ -237,7 +237,12 @@ fn tokenizer(input: &Path) -> Result<Option<Tokenizer>> {
 }
 
 fn needed_tokenizer(input: &Path) -> Result<Tokenizer> {
-    tokenizer(input)?.ok_or_else(|| Error::Mismatch {
+    needed(tokenizer(input)?, input)
+}
+
+/// `tokenizer`, of the checkpoint `input`, where there must be one.
+fn needed<T>(tokenizer: Option<T>, input: &Path) -> Result<T> {
+    tokenizer.ok_or_else(|| Error::Mismatch {
         found: format!("{} has no tokenizer", input.display()),
         expected: "texts need one: tokenizer.json, or vocab.txt for WordPiece".into(),
         advice: "copy it from the model that this one was trained from",

@@ -1,17 +1,18 @@
 //! `compress --passes … MODEL -o OUT`
 
 use super::{
-    ColumnArgs, ResumeArgs, ThreadArgs, file_name, keep_freed_buffers, max_tokens,
-    needed_tokenizer, print, print_json, progress, shell, tokenizer,
+    ColumnArgs, ResumeArgs, ThreadArgs, file_name, keep_freed_buffers, max_tokens, needed, print,
+    print_json, progress, shell, tokenizer,
 };
 use clap::Args;
 use compress::checkpoint::{Checkpoint, OutputFolder, sha256};
 use compress::data::prepare::is_labelled;
 use compress::data::tables::{Columns, read_examples};
+use compress::data::tokenizer::Tokenizer;
 use compress::data::{Calibration, Dataset, Source};
 use compress::eval::tasks::Prepared;
 use compress::model::{Model, Task};
-use compress::pipeline::{self, Options};
+use compress::pipeline::{self, Options, Texts};
 use compress::recipe::Recipe;
 use compress::report;
 use compress::train::state::StateFile;
@@ -122,32 +123,15 @@ pub fn main(args: &RunArgs) -> Result<()> {
     }
     let model = Model::open(input)?;
     let folder = OutputFolder::create(output, input, args.force)?;
-    let data = data(args, &model, input)?;
     let calib = match (&args.calib, &args.data) {
         (Some(text), _) => text.clone(),
         (None, Some(data)) => data.to_string_lossy().into_owned(),
         (None, None) => "builtin".into(),
     };
-    let calibration = calibration(args, &calib, &model, input)?;
-    let data = match (data, &calibration) {
-        // Without --eval, the report judges by what calibration holds out; with it, the output must be the same.
-        (Some(data), Some(text)) => Some(data.without_held_out(text)),
-        (data, _) => data,
-    };
-    let eval = match &args.eval {
-        None => None,
-        Some(path) => {
-            let tokenizer = needed_tokenizer(input)?;
-            let tokens = max_tokens(&model, Some(&tokenizer), input, args.max_length)?;
-            let table = read_examples(path, &args.columns.columns())?;
-            // Heads that answer token by token can be judged by agreement alone.
-            let task = model.config.task;
-            let labelled = !matches!(task, Task::TokenClassification | Task::QuestionAnswering)
-                || table.examples.iter().any(|e| is_labelled(e, task));
-            let prepared = Prepared::new(&table, &model, &tokenizer, tokens, labelled, path)?;
-            Some((prepared, file_name(path)))
-        }
-    };
+    let needed = recipe.steps.iter().any(|s| s.pass.needs_tokenizer());
+    let read_by_one = calib != "none" || args.data.is_some() || args.eval.is_some();
+    let tokenizer = if needed || read_by_one { tokenizer(input)? } else { None };
+    let texts = texts(args, &calib, &model, tokenizer.as_ref(), input)?;
     let bar = progress::Bar::new(args.quiet);
     let mut arguments = format!(
         "--calib {} --calib-texts {} --seed {}",
@@ -185,10 +169,10 @@ pub fn main(args: &RunArgs) -> Result<()> {
     let options = Options {
         seed: args.seed,
         arguments: &arguments,
-        calibration: calibration.as_ref(),
-        data: data.as_ref(),
+        texts: &texts,
+        tokenizer: tokenizer.as_ref(),
+        read: &|model, tokenizer| self::texts(args, &calib, model, Some(tokenizer), input),
         state,
-        eval: eval.as_ref().map(|(prepared, name)| (prepared, name.as_str())),
         max_shard_bytes: args.max_shard_size.max(1).saturating_mul(1_000_000),
         measure: true,
         progress: &bar,
@@ -213,23 +197,53 @@ pub fn main(args: &RunArgs) -> Result<()> {
     ))
 }
 
+/// All texts of the run, in the tokens of `tokenizer`.
+fn texts(
+    args: &RunArgs,
+    calib: &str,
+    model: &Model,
+    tokenizer: Option<&Tokenizer>,
+    input: &Path,
+) -> Result<Texts> {
+    let data = data(args, model, tokenizer, input)?;
+    let calibration = calibration(args, calib, model, tokenizer, input)?;
+    let data = match (data, &calibration) {
+        // Without --eval, the report judges by what calibration holds out; with it, the output must be the same.
+        (Some(data), Some(text)) => Some(data.without_held_out(text)),
+        (data, _) => data,
+    };
+    let eval = match &args.eval {
+        None => None,
+        Some(path) => {
+            let tokenizer = needed(tokenizer, input)?;
+            let tokens = max_tokens(model, Some(tokenizer), input, args.max_length)?;
+            let table = read_examples(path, &args.columns.columns())?;
+            // Heads that answer token by token can be judged by agreement alone.
+            let task = model.config.task;
+            let labelled = !matches!(task, Task::TokenClassification | Task::QuestionAnswering)
+                || table.examples.iter().any(|e| is_labelled(e, task));
+            let prepared = Prepared::new(&table, model, tokenizer, tokens, labelled, path)?;
+            Some((prepared, file_name(path)))
+        }
+    };
+    Ok(Texts { calibration, data, eval })
+}
+
 fn calibration(
     args: &RunArgs,
     calib: &str,
     model: &Model,
+    tokenizer: Option<&Tokenizer>,
     input: &Path,
 ) -> Result<Option<Calibration>> {
-    if calib == "none" {
-        return Ok(None);
-    }
-    let tokenizer = tokenizer(input)?;
     let source = match calib {
+        "none" => return Ok(None),
         "random" => Source::Random,
         "builtin" if tokenizer.is_some() => Source::Builtin,
         // A checkpoint without a tokenizer can still be watched; the report says on what.
         "builtin" => Source::Random,
         path => {
-            needed_tokenizer(input)?;
+            needed(tokenizer, input)?;
             let columns = match Path::new(path).extension().is_some_and(|e| e == "txt") {
                 true => Columns::default(), // plain text beside a table for --eval
                 false => args.columns.columns(),
@@ -243,13 +257,18 @@ fn calibration(
             advice: "give at least 1, or --calib none".into(),
         });
     }
-    let tokens = max_tokens(model, tokenizer.as_ref(), input, args.max_length)?;
-    let (tokenizer, config) = (tokenizer.as_ref(), &model.config);
+    let tokens = max_tokens(model, tokenizer, input, args.max_length)?;
+    let config = &model.config;
     Calibration::read(&source, tokenizer, config, args.calib_texts, tokens, args.seed).map(Some)
 }
 
 /// The texts of --data.
-fn data(args: &RunArgs, model: &Model, input: &Path) -> Result<Option<Dataset>> {
+fn data(
+    args: &RunArgs,
+    model: &Model,
+    tokenizer: Option<&Tokenizer>,
+    input: &Path,
+) -> Result<Option<Dataset>> {
     let Some(path) = &args.data else { return Ok(None) };
     if args.data_texts == Some(0) {
         return Err(Error::Usage {
@@ -257,11 +276,11 @@ fn data(args: &RunArgs, model: &Model, input: &Path) -> Result<Option<Dataset>> 
             advice: "give at least 1, or leave --data out".into(),
         });
     }
-    let tokenizer = needed_tokenizer(input)?;
-    let tokens = max_tokens(model, Some(&tokenizer), input, args.max_length)?;
+    let tokenizer = needed(tokenizer, input)?;
+    let tokens = max_tokens(model, Some(tokenizer), input, args.max_length)?;
     let limit = args.data_texts.unwrap_or(usize::MAX);
     let columns = args.columns.columns();
-    Dataset::read(path, &columns, &tokenizer, &model.config, limit, tokens, args.seed).map(Some)
+    Dataset::read(path, &columns, tokenizer, &model.config, limit, tokens, args.seed).map(Some)
 }
 
 /// Where training keeps its state: a folder beside the output, with what the outcome depends on: the

@@ -12,7 +12,7 @@ use compress::data::labels::targets;
 use compress::data::tables::{Annotation, Example, read_examples};
 use compress::eval::tasks::Prepared;
 use compress::model::{Model, Task};
-use compress::pipeline::{self, Finetune, Options};
+use compress::pipeline::{self, Finetune, Options, Texts};
 use compress::report;
 use compress::train::fit::{Keep, Settings};
 use compress::train::schedule::Schedule;
@@ -234,13 +234,14 @@ pub fn main(args: &TrainArgs) -> Result<()> {
         false => None,
     };
     let bar = progress::Bar::new(args.quiet);
+    let texts = Texts { calibration: None, data: Some(data), eval };
     let options = Options {
         seed,
         arguments: &arguments,
-        calibration: None,
-        data: Some(&data),
+        texts: &texts,
+        tokenizer: None,
+        read: &|_, _| unreachable!("training cuts no vocabulary"),
         state,
-        eval: eval.as_ref().map(|(prepared, name)| (prepared, name.as_str())),
         max_shard_bytes: 5_000_000_000,
         measure: false,
         progress: &bar,

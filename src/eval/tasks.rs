@@ -11,11 +11,12 @@ use crate::data::prepare::{Tokenized, label, tokenize};
 use crate::data::tables::{Annotation, Example, Table};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::{Config, Model, Task};
-use crate::runtime::{Batch, Encoder, NoObserver};
+use crate::runtime::{Batch, Encoder, NoObserver, Output};
 use crate::train::sweep;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde::Serialize;
+use std::collections::HashMap;
 use std::path::Path;
 
 /// A named number with its 95 % interval, where it has one.
@@ -358,24 +359,114 @@ impl Closeness {
     }
 }
 
+/// The same texts, cut into tokens of another vocabulary, for a model that has it.
+#[derive(Debug)]
+pub struct Recut<'a> {
+    /// By row of the data: ids and type ids.
+    texts: HashMap<usize, [&'a [u32]; 2]>,
+    /// By new id: the old one of the same token, where there is one.
+    old: Vec<Option<u32>>,
+}
+
+impl<'a> Recut<'a> {
+    /// - `batches`: all texts, in new ids
+    /// - `old`: by new id, the old one of the same token, where there is one
+    pub fn new(batches: &'a [Batch], old: Vec<Option<u32>>) -> Recut<'a> {
+        let texts = batches.iter().flat_map(|batch| {
+            batch.rows.iter().zip(batch.starts.windows(2)).map(move |(&row, span)| {
+                let span = span[0]..span[1];
+                (row, [&batch.ids[span.clone()], &batch.type_ids[span]])
+            })
+        });
+        Recut { texts: texts.collect(), old }
+    }
+
+    /// The texts of `batch`, in new ids.
+    fn batch(&self, batch: &Batch) -> Batch {
+        let mut new = Batch::default();
+        for &row in &batch.rows {
+            let [ids, type_ids] = self.texts[&row];
+            new.push(ids, type_ids, row);
+        }
+        new
+    }
+
+    /// What both models say of the same tokens: all of it where they answer by text; else of the texts that are cut
+    /// into the same tokens. Where they tell tokens, of those that both have.
+    fn shared(
+        &self,
+        (teacher, before): (&Output, &Batch),
+        (student, after): (&Output, &Batch),
+        words: bool,
+    ) -> [Vec<f32>; 2] {
+        let mut said = [Vec::new(), Vec::new()];
+        let same = |text: usize| {
+            let [before, after] =
+                [before, after].map(|b| &b.ids[b.starts[text]..b.starts[text + 1]]);
+            let pairs = before.iter().zip(after);
+            before.len() == after.len() && { pairs }
+                .all(|(&old, &new)| self.old[new as usize] == Some(old))
+        };
+        for text in (0..before.texts()).filter(|&t| !teacher.per_token || same(t)) {
+            for ((output, batch), said) in
+                [(teacher, before), (student, after)].into_iter().zip(&mut said)
+            {
+                let rows = match output.per_token {
+                    true => batch.starts[text]..batch.starts[text + 1],
+                    false => text..text + 1,
+                };
+                said.extend(&output.values[rows.start * output.width..rows.end * output.width]);
+            }
+        }
+        if words {
+            let both = || self.old.iter().enumerate().filter_map(|(new, old)| Some((new, (*old)?)));
+            let pick = |said: &[f32], width: usize, word: &dyn Fn((usize, u32)) -> usize| {
+                let rows = said.chunks_exact(width);
+                rows.flat_map(|row| both().map(|pair| row[word(pair)])).collect()
+            };
+            said = [
+                pick(&said[0], teacher.width, &|(_, old)| old as usize),
+                pick(&said[1], student.width, &|(new, _)| new),
+            ];
+        }
+        said
+    }
+}
+
 /// How close `student`'s answers to all batches are to `teacher`'s.
+///
+/// - `recut`: the texts as the student takes them, where that has another vocabulary
 ///
 /// # Errors
 /// As [`Encoder::forward`].
-pub fn fidelity(teacher: &Encoder, student: &Encoder, batches: &[Batch]) -> Result<Vec<Metric>> {
-    let task = &teacher.model.config;
-    let classes = says_classes(task);
+pub fn fidelity(
+    teacher: &Encoder,
+    student: &Encoder,
+    batches: &[Batch],
+    recut: Option<&Recut>,
+) -> Result<Vec<Metric>> {
+    let config = &teacher.model.config;
+    let classes = says_classes(config);
+    let words = config.task == Task::MaskedLm;
     let mut sum = Closeness::default();
     let compare = |i: usize| {
-        let t = teacher.forward(&batches[i], None, &mut NoObserver)?;
-        let s = student.forward(&batches[i], None, &mut NoObserver)?;
-        Ok(Closeness::of(&t.values, &s.values, t.width, classes))
+        let batch = &batches[i];
+        let t = teacher.forward(batch, None, &mut NoObserver)?;
+        let Some(recut) = recut else {
+            let s = student.forward(batch, None, &mut NoObserver)?;
+            return Ok(Closeness::of(&t.values, &s.values, t.width, classes));
+        };
+        let new = recut.batch(batch);
+        let s = student.forward(&new, None, &mut NoObserver)?;
+        let [of_teacher, of_student] = recut.shared((&t, batch), (&s, &new), words);
+        let width = if words { recut.old.iter().flatten().count() } else { t.width };
+        Ok(Closeness::of(&of_teacher, &of_student, width, classes))
     };
     sweep(batches.len(), compare, |_, one| {
         sum.add(one);
         Ok(())
     })?;
-    Ok(sum.metrics(task))
+    Ok(sum.metrics(config))
 }
 
 /// As [`fidelity`], of answers that are there already, text by text. Where both models say something of every token,

@@ -5,12 +5,14 @@ mod finetune;
 pub use finetune::Finetune;
 
 use crate::checkpoint::{self, OutputFolder, Tensor, metadata};
-use crate::data::{Calibration, Dataset};
+use crate::data::tokenizer::Tokenizer;
+use crate::data::vocabulary::{Cuts, broken, by_row};
+use crate::data::{Calibration, Dataset, Vocabulary};
 use crate::eval::latency;
-use crate::eval::tasks::{Prepared, answer, fidelity, metrics};
+use crate::eval::tasks::{Prepared, Recut, answer, fidelity, metrics};
 use crate::model::cost::{self, Cost};
 use crate::model::{Model, Task};
-use crate::pass::{Context, Pass, Progress};
+use crate::pass::{Context, Pass, Progress, Work};
 use crate::recipe::Recipe;
 use crate::report::{
     self, CalibrationNote, FileNote, Measured, PassNote, Quality, Report, SCHEMA, Summary,
@@ -28,18 +30,28 @@ pub struct Options<'a> {
     pub seed: u64,
     /// What else the output depends on, as it would be written on the command line.
     pub arguments: &'a str,
-    pub calibration: Option<&'a Calibration>,
-    /// Texts to train on; `None`: passes that train use the calibration text.
-    pub data: Option<&'a Dataset>,
+    pub texts: &'a Texts,
+    /// The tokenizer of the model as it was read, where a pass needs it.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// Reads `texts` anew, for a model that has another vocabulary.
+    pub read: &'a dyn Fn(&Model, &Tokenizer) -> Result<Texts>,
     /// The folder where passes that train keep their state, as the path of a file.
     pub state: Option<StateFile>,
-    /// Examples to judge the output by, and their name.
-    pub eval: Option<(&'a Prepared, &'a str)>,
     pub max_shard_bytes: u64,
     /// Latency is measured before and after; off where time is no concern.
     pub measure: bool,
     pub progress: &'a dyn Progress,
     pub interrupted: &'a dyn Fn() -> bool,
+}
+
+/// What passes see, and what the output is judged by, in tokens of one vocabulary.
+#[derive(Debug, Default)]
+pub struct Texts {
+    pub calibration: Option<Calibration>,
+    /// Texts to train on; `None`: passes that train use the calibration text.
+    pub data: Option<Dataset>,
+    /// Examples to judge the output by, and their name.
+    pub eval: Option<(Prepared, String)>,
 }
 
 /// A finished run.
@@ -62,8 +74,9 @@ pub fn run(
     options: &Options,
 ) -> Result<Outcome> {
     let start = Instant::now();
-    let applied = apply(teacher, recipe, options)?;
-    write(teacher, input, applied, Some(recipe), folder, options, start)
+    let side_files = side_files(&root(input), input)?;
+    let applied = apply(teacher, recipe, &side_files, options)?;
+    write(teacher, input, applied, Some(recipe), folder, (options, &side_files), start)
 }
 
 /// Fine-tunes `model`, which was read from `input` and may have got a new head, and writes `folder`.
@@ -80,14 +93,15 @@ pub fn finetune(
     let start = Instant::now();
     finetune.check()?;
     let mut applied = Applied::of(model);
+    let side_files = side_files(&root(input), input)?;
     let pass = Step { index: 0, name: "train", pass: finetune };
     // No recipe names this pass, so no message does.
     let plain = |e| match e {
         Error::InPass { source, .. } => *source,
         e => e,
     };
-    one(model, &mut applied, pass, options).map_err(plain)?;
-    write(model, input, applied, None, folder, options, start)
+    one(model, &mut applied, pass, &side_files, options).map_err(plain)?;
+    write(model, input, applied, None, folder, (options, &side_files), start)
 }
 
 /// Judges and writes what was made; without a recipe nothing was compressed.
@@ -97,11 +111,11 @@ fn write(
     applied: Applied,
     recipe: Option<&Recipe>,
     mut folder: OutputFolder,
-    options: &Options,
+    (options, side_files): (&Options, &SideFiles),
     start: Instant,
 ) -> Result<Outcome> {
-    let Applied { model, passes, times, tensors } = applied;
-    let (quality, latency) = judge(teacher, &model, recipe.is_some(), options)?;
+    let (quality, latency) = judge(teacher, &applied, recipe.is_some(), options)?;
+    let Applied { model, passes, times, tensors, cut } = applied;
     if (options.interrupted)() {
         return Err(Error::Interrupted);
     }
@@ -122,10 +136,17 @@ fn write(
         files.push(folder.add_tensors(name, tensors, &metadata, options.interrupted)?);
     }
     let sentences = model.config.task == Task::Embedding;
-    for (from, name) in side_files(&root, input)? {
+    let rewritten = cut.map_or_else(Vec::new, |cut| cut.vocabulary.files);
+    for (from, name) in side_files {
         // The length and the pooling of sentence embeddings say nothing of another head.
-        if sentences || !(name.contains('/') || name.contains("sentence")) {
-            files.push(folder.copy_file(&from, &name)?);
+        let stays = sentences || !(name.contains('/') || name.contains("sentence"));
+        if stays && !rewritten.iter().any(|(new, _)| new == name) {
+            files.push(folder.copy_file(from, name)?);
+        }
+    }
+    for (name, content) in rewritten {
+        if let Some(bytes) = content {
+            files.push(folder.add_file(&name, &bytes)?);
         }
     }
     if sentences && root.join("modules.json").is_file() {
@@ -150,8 +171,8 @@ fn write(
         seed: options.seed,
         recipe: recipe_json,
         arguments,
-        calibration: options.calibration.map(note),
-        data: options.data.map(|d| CalibrationNote {
+        calibration: options.texts.calibration.as_ref().map(note),
+        data: options.texts.data.as_ref().map(|d| CalibrationNote {
             source: d.source.clone(),
             texts: d.texts.len(),
             tokens: d.tokens(),
@@ -193,21 +214,45 @@ struct Applied {
     times: Vec<(&'static str, f64)>,
     /// Further safetensors files, by name.
     tensors: Vec<(String, Vec<Tensor>)>,
+    /// What a pass that cut the vocabulary left.
+    cut: Option<Cut>,
+}
+
+/// A vocabulary that has lost words, and what speaks in its tokens: the model that is made has its ids from then on,
+/// and so have its teacher and all texts. The model as it was read keeps its own.
+struct Cut {
+    vocabulary: Vocabulary,
+    teacher: Model,
+    texts: Texts,
 }
 
 impl Applied {
     /// Nothing done yet.
     fn of(model: &Model) -> Applied {
-        Applied { model: model.clone(), passes: Vec::new(), times: Vec::new(), tensors: Vec::new() }
+        Applied {
+            model: model.clone(),
+            passes: Vec::new(),
+            times: Vec::new(),
+            tensors: Vec::new(),
+            cut: None,
+        }
     }
 }
 
+/// Files beside the weights that the output gets too, each with its name there.
+type SideFiles = [(PathBuf, String)];
+
 /// The passes, one after the other.
-fn apply(teacher: &Model, recipe: &Recipe, options: &Options) -> Result<Applied> {
+fn apply(
+    teacher: &Model,
+    recipe: &Recipe,
+    side_files: &SideFiles,
+    options: &Options,
+) -> Result<Applied> {
     let mut applied = Applied::of(teacher);
     for (index, step) in recipe.steps.iter().enumerate() {
         let pass = Step { index, name: step.name, pass: &*step.pass };
-        one(teacher, &mut applied, pass, options)?;
+        one(teacher, &mut applied, pass, side_files, options)?;
     }
     Ok(applied)
 }
@@ -220,8 +265,18 @@ struct Step<'a> {
 }
 
 /// Runs one pass and checks the model after it.
-fn one(teacher: &Model, applied: &mut Applied, step: Step, options: &Options) -> Result<()> {
+fn one(
+    teacher: &Model,
+    applied: &mut Applied,
+    step: Step,
+    side_files: &SideFiles,
+    options: &Options,
+) -> Result<()> {
     let model = &mut applied.model;
+    let (words, texts) = match &applied.cut {
+        Some(cut) => (&cut.teacher, &cut.texts),
+        None => (teacher, options.texts),
+    };
     let start = Instant::now();
     let before = Cost::of(model).total;
     let state = options.state.as_ref().map(|s| StateFile {
@@ -229,20 +284,27 @@ fn one(teacher: &Model, applied: &mut Applied, step: Step, options: &Options) ->
         ..s.clone()
     });
     let cx = Context {
-        teacher,
-        calibration: options.calibration,
-        data: options.data,
+        teacher: words,
+        tokenizer: options.tokenizer,
+        side_files,
+        calibration: texts.calibration.as_ref(),
+        data: texts.data.as_ref(),
         state: state.as_ref(),
         seed: options.seed,
         progress: options.progress,
     };
-    let work = step.pass.run(model, &cx).and_then(|work| check(model).map(|()| work)).map_err(
-        |e| match e {
-            Error::Interrupted | Error::Option { .. } | Error::Usage { .. } => e,
-            e => Error::InPass { pass: step.name, source: Box::new(e) },
-        },
-    )?;
+    let in_pass = |e| match e {
+        Error::Interrupted | Error::Option { .. } | Error::Usage { .. } => e,
+        e => Error::InPass { pass: step.name, source: Box::new(e) },
+    };
+    let work = step.pass.run(model, &cx).and_then(|work| check(model).map(|()| work));
+    let mut work = work.map_err(in_pass)?;
     let after = Cost::of(model).total;
+    if let Some(vocabulary) = work.vocabulary.take() {
+        assert!(applied.cut.is_none(), "the vocabulary is cut once");
+        let cut = recut(teacher, vocabulary, &mut work, options).map_err(in_pass)?;
+        applied.cut = Some(cut);
+    }
     applied.passes.push(PassNote {
         name: step.name,
         params_before: before.params,
@@ -264,6 +326,58 @@ fn one(teacher: &Model, applied: &mut Applied, step: Step, options: &Options) ->
     Ok(())
 }
 
+/// Brings the teacher and all texts to `vocabulary`, and notes in `work` what that does to the texts.
+///
+/// # Errors
+/// Where a text is cut otherwise though all of its tokens are kept.
+fn recut(
+    teacher: &Model,
+    vocabulary: Vocabulary,
+    work: &mut Work,
+    options: &Options,
+) -> Result<Cut> {
+    let teacher = teacher.select_words(&vocabulary.kept)?;
+    let (before, after) = (options.texts, (options.read)(&teacher, &vocabulary.tokenizer)?);
+    let mut compare = |name: &str, texts: Vec<[&[u32]; 2]>| {
+        // As many tokens as the longest has: it may have lost its end, and what stood there.
+        let limit = texts.iter().map(|[before, _]| before.len()).max().unwrap_or(0);
+        let pairs = texts.iter().map(|&[before, after]| (before, after));
+        let cuts = Cuts::of(&vocabulary.kept, vocabulary.unknown, limit, pairs);
+        if let Some(text) = cuts.broken {
+            return Err(broken(&format!("text {} of {name}", text + 1)));
+        }
+        work.notes.push(format!("{name}: {}", cuts.describe()));
+        Ok(cuts)
+    };
+    match (&before.data, &after.data, &before.calibration, &after.calibration) {
+        (Some(before), Some(after), ..) => {
+            let texts = before.texts.iter().zip(&after.texts);
+            compare(&before.source, texts.map(|(b, a)| [&b.ids[..], &a.ids[..]]).collect())?;
+        }
+        (_, _, Some(before), Some(after)) if !before.is_random() => {
+            compare(&before.source, paired(&before.batches, &after.batches))?;
+        }
+        _ => {}
+    }
+    if let (Some((before, name)), Some((after, _))) = (&before.eval, &after.eval) {
+        let cuts = compare(name, paired(&before.batches, &after.batches))?;
+        work.figures.insert("eval_same", cuts.share());
+    } else if let (Some(before), Some(after)) = (&before.calibration, &after.calibration)
+        && !before.is_random()
+    {
+        let name = format!("{}, held out", before.source);
+        let cuts = compare(&name, paired(&before.held_out, &after.held_out))?;
+        work.figures.insert("eval_same", cuts.share());
+    }
+    Ok(Cut { vocabulary, teacher, texts: after })
+}
+
+/// The ids of each text in both, in the order of the data.
+fn paired<'a>(before: &'a [Batch], after: &'a [Batch]) -> Vec<[&'a [u32]; 2]> {
+    let (before, after) = (by_row(before), by_row(after));
+    before.iter().filter_map(|(row, &ids)| Some([ids, *after.get(row)?])).collect()
+}
+
 fn check(model: &Model) -> Result<()> {
     model.validate()?;
     model.tensors().iter().filter(|t| !t.is_mapped()).try_for_each(|t| t.check_finite())
@@ -272,51 +386,65 @@ fn check(model: &Model) -> Result<()> {
 type Judged = (Option<Quality>, Option<[latency::Latency; 2]>);
 
 /// Runs both models on the examples, or else on the calibration text that was held out; `compare`s their
-/// answers, where the one is to answer as the other.
-fn judge(teacher: &Model, model: &Model, compare: bool, options: &Options) -> Result<Judged> {
+/// answers, where the one is to answer as the other. Each sees every text in its own tokens.
+fn judge(teacher: &Model, applied: &Applied, compare: bool, options: &Options) -> Result<Judged> {
+    let model = &applied.model;
     let (before, after) = (Encoder::packed(teacher)?, Encoder::packed(model)?);
     let step = || options.progress.step();
-    let flops = |batches: &[Batch]| {
-        compare.then(|| [teacher, model].map(|model| 2 * macs_of(model, batches)))
+    let old = options.texts;
+    let new = applied.cut.as_ref().map_or(old, |cut| &cut.texts);
+    let kept = applied.cut.as_ref().map(|cut| &cut.vocabulary.kept[..]);
+    let flops = |old: &[Batch], new: &[Batch]| {
+        let each = [(teacher, old), (model, new)];
+        compare.then(|| each.map(|(model, batches)| 2 * macs_of(model, batches)))
+    };
+    let closeness = |old: &[Batch], new: &[Batch]| match compare {
+        true => {
+            let recut = kept.map(|kept| Recut::new(new, kept.iter().map(|&id| Some(id)).collect()));
+            fidelity(&before, &after, old, recut.as_ref())
+        }
+        false => Ok(Vec::new()),
     };
     options.progress.start("evaluating", 3);
-    let quality = match (options.eval, options.calibration) {
-        (Some((prepared, name)), _) => {
-            let judged = |encoder: &Encoder| match &prepared.targets {
+    let quality = match (&old.eval, &new.eval, &old.calibration, &new.calibration) {
+        (Some((old, name)), Some((new, _)), ..) => {
+            let judged = |encoder: &Encoder, prepared: &Prepared| match &prepared.targets {
                 Some(_) => {
                     let answers = answer(encoder, &prepared.batches, prepared.rows)?;
                     metrics(teacher, prepared, &answers)
                 }
                 None => Ok(Vec::new()),
             };
-            let found = judged(&before)?;
+            let found = judged(&before, old)?;
             step()?;
-            let left = judged(&after)?;
+            let left = judged(&after, new)?;
             step()?;
             Some(Quality {
                 data: name.to_string(),
-                examples: prepared.examples,
-                tokens: prepared.tokens,
-                flops: flops(&prepared.batches),
-                columns: Some(prepared.columns.clone()),
+                examples: old.examples,
+                tokens: old.tokens,
+                flops: flops(&old.batches, &new.batches),
+                columns: Some(old.columns.clone()),
                 before: found,
                 after: left,
-                fidelity: match compare {
-                    true => fidelity(&before, &after, &prepared.batches)?,
-                    false => Vec::new(),
-                },
+                fidelity: closeness(&old.batches, &new.batches)?,
             })
         }
-        (None, Some(text)) if !text.held_out.is_empty() => Some(Quality {
-            data: format!("{}, held out", text.source),
-            examples: text.held_out.iter().map(|b| b.texts()).sum(),
-            tokens: text.held_out.iter().map(|b| b.tokens()).sum(),
-            flops: flops(&text.held_out),
-            columns: None,
-            before: Vec::new(),
-            after: Vec::new(),
-            fidelity: fidelity(&before, &after, &text.held_out)?,
-        }),
+        (_, _, Some(old), Some(new)) if !old.held_out.is_empty() => {
+            // Random tokens are drawn from the vocabulary that there is.
+            let renamed = kept.filter(|_| old.is_random()).map(|kept| renamed(&new.held_out, kept));
+            let held_out = renamed.as_deref().unwrap_or(&old.held_out);
+            Some(Quality {
+                data: format!("{}, held out", old.source),
+                examples: held_out.iter().map(|b| b.texts()).sum(),
+                tokens: held_out.iter().map(|b| b.tokens()).sum(),
+                flops: flops(held_out, &new.held_out),
+                columns: None,
+                before: Vec::new(),
+                after: Vec::new(),
+                fidelity: closeness(held_out, &new.held_out)?,
+            })
+        }
         _ => None,
     };
     step()?;
@@ -330,6 +458,15 @@ fn judge(teacher: &Model, model: &Model, compare: bool, options: &Options) -> Re
         step()?;
     }
     Ok((quality, timed))
+}
+
+/// `batches` in the ids that stand in `kept` at theirs.
+fn renamed(batches: &[Batch], kept: &[u32]) -> Vec<Batch> {
+    let mut batches = batches.to_vec();
+    for id in batches.iter_mut().flat_map(|batch| &mut batch.ids) {
+        *id = kept[*id as usize];
+    }
+    batches
 }
 
 /// Multiply-accumulates of all texts of `batches`, each at its own length.
