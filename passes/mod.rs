@@ -7,7 +7,8 @@ pub mod distill;
 pub mod prune;
 pub mod quantize;
 pub mod tokens;
+pub mod vocab;
 
 /// Every pass of this build, in the order `compress passes` lists them.
 pub const ALL: &[Entry] =
-    &[prune::ENTRY, tokens::ENTRY, binarize::ENTRY, quantize::ENTRY, distill::ENTRY];
+    &[vocab::ENTRY, prune::ENTRY, tokens::ENTRY, binarize::ENTRY, quantize::ENTRY, distill::ENTRY];

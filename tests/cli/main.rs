@@ -21,3 +21,4 @@ mod support;
 mod tiny;
 mod tokens;
 mod train;
+mod vocab;
