@@ -6,7 +6,7 @@ mod rewrite;
 mod tests;
 
 use crate::checkpoint::read_json;
-use crate::data::tables::{Columns, Example, read_examples};
+use crate::data::tables::{Columns, Example, NAME_COLUMNS, read_examples};
 use crate::data::tokenizer::{Encoded, Tokenizer};
 use crate::data::vocabulary::Cuts;
 use crate::data::{Dataset, Vocabulary};
@@ -191,7 +191,7 @@ impl Vocab {
         let read = |path: &PathBuf| {
             let plain = path.extension().is_some_and(|e| e == "txt");
             let columns = if plain { Columns::default() } else { columns.clone() };
-            let examples = read_examples(path, &columns)?.examples;
+            let examples = read_examples(path, &columns).map_err(by_option)?.examples;
             // Whole texts: a longer limit later must not meet a token that was cut off here.
             let encoded = tokenizer.encode_all(&examples, usize::MAX)?;
             cx.progress.step()?;
@@ -249,6 +249,17 @@ impl Vocab {
         // What a token of the table is made of may have no row itself.
         let rows = counts.len();
         Ok(kept.into_iter().filter(|&id| (id as usize) < rows).collect())
+    }
+}
+
+/// Columns of files in `keep` are named by an option of the pass.
+fn by_option(error: Error) -> Error {
+    match error {
+        Error::Malformed { path, found, expected, advice } if advice == NAME_COLUMNS => {
+            let advice = "name them in `columns`, as in `vocab(keep=\"FILE\",columns=[\"text\"])`";
+            Error::Malformed { path, found, expected, advice }
+        }
+        other => other,
     }
 }
 

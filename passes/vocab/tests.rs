@@ -415,6 +415,11 @@ fn files_to_keep_are_counted_whole_and_compared() {
     ");
     let one = Vocab { keep: OneOrMore::One(plain), ..Vocab::default() };
     assert_eq!(run(one).expect("runs").figures["keep_same"], 1.0);
+    let unclear = path("c.tsv", "one\tother\tmore\naaa\taa\tb\n");
+    let unclear = run(Vocab { keep: OneOrMore::One(unclear), ..Vocab::default() });
+    let error = unclear.expect_err("columns of any kind").to_string();
+    let advice = "name them in `columns`, as in `vocab(keep=\"FILE\",columns=[\"text\"])`";
+    assert!(error.ends_with(advice), "{error}");
     let missing = Vocab { keep: OneOrMore::One("nowhere.txt".into()), ..Vocab::default() };
     insta::assert_snapshot!(run(missing).expect_err("missing"), @"cannot read nowhere.txt");
 }

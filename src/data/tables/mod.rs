@@ -85,7 +85,8 @@ pub struct Table {
 /// Beyond GLUE's largest file (MNLI with its parse trees, some 0.4 GB), and a table still fits memory.
 const MAX_BYTES: u64 = 1 << 30;
 
-const NAME_COLUMNS: &str = "name them with --text-column, --pair-column and --label-column";
+/// The advice where columns cannot be told apart, in the words of the command line.
+pub const NAME_COLUMNS: &str = "name them with --text-column, --pair-column and --label-column";
 
 /// Reads the examples of `path`; its extension says the format.
 ///
