@@ -196,7 +196,7 @@ impl Vocab {
             let encoded = tokenizer.encode_all(&examples, usize::MAX)?;
             cx.progress.step()?;
             Ok(Corpus {
-                name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                name: path.to_string_lossy().into_owned(), // two files may be called `train.tsv`
                 examples,
                 ids: encoded.into_iter().map(|text| text.ids).collect(),
             })
