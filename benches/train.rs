@@ -5,7 +5,7 @@
 use compress::data::Targets;
 use compress::eval::latency::synthetic;
 use compress::model::Model;
-use compress::runtime::{Batch, Encoder};
+use compress::runtime::Batch;
 use compress::train::objective::Moment;
 use compress::train::tape::Dropout;
 use compress::train::task::TaskObjective;
