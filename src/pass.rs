@@ -5,7 +5,7 @@ pub use crate::progress::{Progress, Quiet};
 use crate::Result;
 use crate::checkpoint::Tensor;
 use crate::data::tokenizer::Tokenizer;
-use crate::data::{Calibration, Dataset, Vocabulary};
+use crate::data::{Calibration, Dataset, Vocabulary, Words};
 use crate::model::Model;
 use crate::report::{Change, Training};
 use crate::train::state::StateFile;
@@ -40,6 +40,11 @@ pub trait Pass: std::fmt::Debug {
 
     /// Whether it trains weights that passes before it left, when there is text to train on (`data`) or not.
     fn trains(&self, _data: bool) -> bool {
+        false
+    }
+
+    /// Whether it wants to know how often each word is used.
+    fn counts_words(&self) -> bool {
         false
     }
 }
@@ -80,6 +85,8 @@ pub struct Context<'a> {
     pub calibration: Option<&'a Calibration>,
     /// Texts to train on; `None`: the calibration text is all there is.
     pub data: Option<&'a Dataset>,
+    /// How often words are used, where a pass of the recipe asks for it.
+    pub words: Option<&'a Words>,
     /// Where training keeps its state; `None`: nowhere.
     pub state: Option<&'a StateFile>,
     /// All randomness of the run derives from this.
@@ -96,6 +103,7 @@ impl<'a> Context<'a> {
             side_files: &[],
             calibration: None,
             data: None,
+            words: None,
             state: None,
             seed: 0,
             progress: &Quiet,

@@ -54,8 +54,10 @@ pub struct Distill {
     pub evaluate: usize,
     /// Judgements without gain before training stops; 0 for never.
     pub patience: usize,
-    /// Train the embeddings as well.
+    /// Train the embeddings as well. Codewords, factors and exact rows of a table that `embed` made are trained anyway.
     pub embeddings: bool,
+    /// Learning rate of codewords at its height; 0 for 1e-3.
+    pub codewords: f64,
     /// Of the predictions, where they are classes.
     pub temperature: f64,
     /// Weight of the distance between predictions: divergence of classes, squared error of scores, cosine
@@ -113,6 +115,7 @@ impl Default for Distill {
             evaluate: 0,
             patience: 0,
             embeddings: false,
+            codewords: 0.0,
             temperature: 2.0,
             prediction: 1.0,
             hidden: 1.0,
@@ -141,6 +144,8 @@ const JUDGEMENTS: usize = 10;
 /// half pruned, or in one plane with a residual of rank 16.
 const DENSE_RATE: f32 = 3e-5;
 const PACKED_RATE: f32 = 5e-4;
+/// Of codewords (subspace notes, §3.6): each is a part of many rows.
+const CODEWORD_RATE: f32 = 1e-3;
 
 /// Whether any matrix of a layer is made of signs.
 fn packed(model: &Model) -> bool {
@@ -189,8 +194,10 @@ impl Pass for Distill {
                 return fail(option, value.to_string(), &expected);
             }
         }
-        if !(0.0..=1.0).contains(&self.rate) {
-            return fail("rate", self.rate.to_string(), "a number in [0, 1]");
+        for (option, rate) in [("rate", self.rate), ("codewords", self.codewords)] {
+            if !(0.0..=1.0).contains(&rate) {
+                return fail(option, rate.to_string(), "a number in [0, 1]");
+            }
         }
         for (option, value) in [
             ("warmup", self.warmup),
@@ -278,10 +285,12 @@ impl Pass for Distill {
             });
         }
         let before = model.clone();
+        let embedded = matches!(before.embeddings.word, Weight::Subspace(_) | Weight::Factored(_));
         let mut distillation =
             Distillation::new(self.terms(), cx.teacher, &before, data, &held, cx.seed)?;
         let mut trainer = Trainer::new(&before, |part| match part {
-            Part::Words | Part::Embeddings => self.embeddings,
+            Part::Words => self.embeddings || embedded,
+            Part::Embeddings => self.embeddings,
             Part::Layer(_) => true,
             // Module replacing trains the compressed layers alone (Xu et al. 2020, in their code).
             Part::Head => self.method == Method::Kd,
@@ -329,6 +338,8 @@ impl Pass for Distill {
                 ("module replacing", Box::new(replacing))
             }
         };
+        let codewords = if self.codewords == 0.0 { CODEWORD_RATE } else { self.codewords as f32 };
+        trainer.codeword_rate = codewords / settings.rate.max(f32::MIN_POSITIVE);
         let progress = ("distill", cx.progress);
         let history =
             fit(&mut trainer, &mut *objective, &texts, &order, &settings, cx.state, progress)?;

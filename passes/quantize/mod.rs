@@ -3,12 +3,10 @@
 #[cfg(test)]
 mod tests;
 
-use crate::checkpoint::{Dtype, Tensor};
-use crate::model::{Activations, Int8, Linear, Model, Weight};
+use crate::model::{Activations, Linear, Model, Weight};
 use crate::pass::{Context, Entry, Pass, Work};
 use crate::report::Change;
 use crate::{Error, Result};
-use half::f16;
 use serde::{Deserialize, Serialize};
 
 pub const ENTRY: Entry = Entry::new::<Quantize>(
@@ -114,26 +112,12 @@ fn pack(linear: &mut Linear, form: Form) -> Result<Change> {
 
 /// The packed matrix, and the relative squared error of its weights.
 fn encode(weight: &Weight, form: Form) -> Result<(Weight, f64)> {
-    let tensor = weight.dense()?;
-    let w = tensor.to_f32()?;
     let packed = match form {
         Form::None => weight.clone(),
-        Form::Int8 => {
-            let shape = (weight.rows(), weight.cols());
-            Weight::Int8(Int8::new(weight.name().to_string(), shape, &w))
-        }
-        Form::F16 => {
-            let most = f16::MAX.to_f32();
-            if let Some(x) = w.iter().find(|x| x.abs() > most) {
-                return Err(Error::Mismatch {
-                    found: format!("`{}` holds {x}", tensor.name),
-                    expected: format!("f16 ends at {most}"),
-                    advice: "choose int8 for it, or none",
-                });
-            }
-            Weight::Dense(Tensor::from_f32(tensor.name.clone(), &tensor.shape, &w, Dtype::F16))
-        }
+        Form::Int8 => weight.to_int8()?,
+        Form::F16 => weight.to_f16()?,
     };
+    let w = weight.to_f32()?;
     let square = |x: f32| (x as f64).powi(2);
     let power: f64 = w.iter().map(|&w| square(w)).sum();
     let lost: f64 = w.iter().zip(packed.to_f32()?.iter()).map(|(w, q)| square(w - q)).sum();

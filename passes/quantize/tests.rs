@@ -1,6 +1,7 @@
 //! What quantising costs, what it stores, and that the packed model is the model that is read back.
 
 use super::*;
+use crate::checkpoint::{Dtype, Tensor};
 use crate::model::Task;
 use crate::model::testing::*;
 use crate::report;

@@ -203,6 +203,10 @@ impl Tensor {
         Tensor::new(name, Dtype::U16, shape, bytemuck::cast_slice(values))
     }
 
+    pub fn from_u32(name: impl Into<String>, shape: &[usize], values: &[u32]) -> Tensor {
+        Tensor::new(name, Dtype::U32, shape, bytemuck::cast_slice(values))
+    }
+
     /// The same bytes under another name.
     pub fn renamed(mut self, name: impl Into<String>) -> Tensor {
         self.name = name.into();
@@ -276,6 +280,12 @@ impl Tensor {
     /// [`Error::Dtype`] unless this is U16.
     pub fn to_u16(&self) -> Result<Cow<'_, [u16]>> {
         self.cast_if(Dtype::U16, "U16")
+    }
+
+    /// # Errors
+    /// [`Error::Dtype`] unless this is U32.
+    pub fn to_u32(&self) -> Result<Cow<'_, [u32]>> {
+        self.cast_if(Dtype::U32, "U32")
     }
 
     /// Refuses NaN and infinities in F32, F16 and BF16; every other dtype passes.
@@ -433,6 +443,7 @@ mod tests {
         assert_eq!(*ints.to_i32().unwrap(), [i32::MIN, 7]);
         assert_eq!(*Tensor::from_i64("a", &[1], &[-1]).to_i64().unwrap(), [-1]);
         assert_eq!(*Tensor::from_u16("a", &[1], &[9]).to_u16().unwrap(), [9]);
+        assert_eq!(*Tensor::from_u32("a", &[1], &[u32::MAX]).to_u32().unwrap(), [u32::MAX]);
         let error = ints.to_f32().unwrap_err().to_string();
         assert!(error.contains("`a` has dtype I32, expected F32, F16 or BF16"), "{error}");
         assert!(ints.to_i64().is_err());

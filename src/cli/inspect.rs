@@ -65,6 +65,20 @@ pub fn main(args: &InspectArgs) -> Result<()> {
     }
     rows.push(row("total", &total));
     print(&plain_table(&["part", "parameters", "bytes", "share"], &rows))?;
+    let word = &model.embeddings.word;
+    if word.stored_params() != word.params() {
+        let errors = word.table_errors().map_or(String::new(), |e| {
+            format!("; relative error {:.4}, by counts {:.4}", e.uniform, e.frequency)
+        });
+        print(&format!(
+            "\nword table: {}, {} numbers for {}, {} bytes, {:.1} a token{errors}\n",
+            word.form(),
+            count(word.stored_params() as u64),
+            count(word.params() as u64),
+            count(word.bytes() as u64),
+            word.bytes() as f64 / word.rows().max(1) as f64,
+        ))?;
+    }
     let rows: Vec<Vec<String>> = summary
         .layers
         .iter()

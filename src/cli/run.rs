@@ -9,7 +9,7 @@ use compress::checkpoint::{Checkpoint, OutputFolder, sha256};
 use compress::data::prepare::is_labelled;
 use compress::data::tables::{Columns, read_examples};
 use compress::data::tokenizer::Tokenizer;
-use compress::data::{Calibration, Dataset, Source};
+use compress::data::{Calibration, Dataset, Source, Words};
 use compress::eval::tasks::Prepared;
 use compress::model::{Model, Task};
 use compress::pipeline::{self, Options, Texts};
@@ -128,10 +128,11 @@ pub fn main(args: &RunArgs) -> Result<()> {
         (None, Some(data)) => data.to_string_lossy().into_owned(),
         (None, None) => "builtin".into(),
     };
-    let needed = recipe.steps.iter().any(|s| s.pass.needs_tokenizer());
+    let counted = recipe.steps.iter().any(|s| s.pass.counts_words());
+    let needed = counted || recipe.steps.iter().any(|s| s.pass.needs_tokenizer());
     let read_by_one = calib != "none" || args.data.is_some() || args.eval.is_some();
     let tokenizer = if needed || read_by_one { tokenizer(input)? } else { None };
-    let texts = texts(args, &calib, &model, tokenizer.as_ref(), input)?;
+    let texts = texts(args, &calib, &model, tokenizer.as_ref(), input, counted)?;
     let bar = progress::Bar::new(args.quiet);
     let mut arguments = format!(
         "--calib {} --calib-texts {} --seed {}",
@@ -171,7 +172,7 @@ pub fn main(args: &RunArgs) -> Result<()> {
         arguments: &arguments,
         texts: &texts,
         tokenizer: tokenizer.as_ref(),
-        read: &|model, tokenizer| self::texts(args, &calib, model, Some(tokenizer), input),
+        read: &|model, tokenizer| self::texts(args, &calib, model, Some(tokenizer), input, counted),
         state,
         max_shard_bytes: args.max_shard_size.max(1).saturating_mul(1_000_000),
         measure: true,
@@ -204,6 +205,7 @@ fn texts(
     model: &Model,
     tokenizer: Option<&Tokenizer>,
     input: &Path,
+    counted: bool,
 ) -> Result<Texts> {
     let data = data(args, model, tokenizer, input)?;
     let calibration = calibration(args, calib, model, tokenizer, input)?;
@@ -226,7 +228,16 @@ fn texts(
             Some((prepared, file_name(path)))
         }
     };
-    Ok(Texts { calibration, data, eval })
+    let words = match counted {
+        true => {
+            let source = source(args, calib, tokenizer.is_some());
+            let tokens = max_tokens(model, tokenizer, input, args.max_length)?;
+            let (text, data) = (calibration.as_ref(), data.as_ref());
+            Some(Words::read(source.as_ref(), text, data, tokenizer, &model.config, tokens)?)
+        }
+        false => None,
+    };
+    Ok(Texts { calibration, data, words, eval })
 }
 
 fn calibration(
@@ -236,21 +247,10 @@ fn calibration(
     tokenizer: Option<&Tokenizer>,
     input: &Path,
 ) -> Result<Option<Calibration>> {
-    let source = match calib {
-        "none" => return Ok(None),
-        "random" => Source::Random,
-        "builtin" if tokenizer.is_some() => Source::Builtin,
-        // A checkpoint without a tokenizer can still be watched; the report says on what.
-        "builtin" => Source::Random,
-        path => {
-            needed(tokenizer, input)?;
-            let columns = match Path::new(path).extension().is_some_and(|e| e == "txt") {
-                true => Columns::default(), // plain text beside a table for --eval
-                false => args.columns.columns(),
-            };
-            Source::File { path: path.into(), columns }
-        }
-    };
+    let Some(source) = source(args, calib, tokenizer.is_some()) else { return Ok(None) };
+    if let Source::File { .. } = &source {
+        needed(tokenizer, input)?;
+    }
     if args.calib_texts == 0 {
         return Err(Error::Usage {
             found: "--calib-texts is 0".into(),
@@ -260,6 +260,24 @@ fn calibration(
     let tokens = max_tokens(model, tokenizer, input, args.max_length)?;
     let config = &model.config;
     Calibration::read(&source, tokenizer, config, args.calib_texts, tokens, args.seed).map(Some)
+}
+
+/// What --calib names; `None`: nothing.
+fn source(args: &RunArgs, calib: &str, tokenizer: bool) -> Option<Source> {
+    Some(match calib {
+        "none" => return None,
+        "random" => Source::Random,
+        "builtin" if tokenizer => Source::Builtin,
+        // A checkpoint without a tokenizer can still be watched; the report says on what.
+        "builtin" => Source::Random,
+        path => {
+            let columns = match Path::new(path).extension().is_some_and(|e| e == "txt") {
+                true => Columns::default(), // plain text beside a table for --eval
+                false => args.columns.columns(),
+            };
+            Source::File { path: path.into(), columns }
+        }
+    })
 }
 
 /// The texts of --data.

@@ -234,7 +234,7 @@ pub fn main(args: &TrainArgs) -> Result<()> {
         false => None,
     };
     let bar = progress::Bar::new(args.quiet);
-    let texts = Texts { calibration: None, data: Some(data), eval };
+    let texts = Texts { calibration: None, data: Some(data), words: None, eval };
     let options = Options {
         seed,
         arguments: &arguments,

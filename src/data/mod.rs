@@ -10,8 +10,10 @@ pub mod vocabulary;
 
 pub mod calibration;
 pub mod dataset;
+pub mod words;
 
 pub use calibration::{Calibration, Source};
 pub use dataset::Dataset;
 pub use labels::Targets;
 pub use vocabulary::Vocabulary;
+pub use words::Words;

@@ -245,6 +245,14 @@ impl Tokenizer {
         added.into_iter().filter(|(_, token)| token.special).map(|(id, _)| id).collect()
     }
 
+    /// Ids of words that vocabularies keep in reserve: no text makes them.
+    pub fn unused_ids(&self) -> BTreeSet<u32> {
+        let reserve = ["[unused", "<unused", "madeupword"];
+        let vocab = self.inner.get_vocab(true).into_iter();
+        let unused = vocab.filter(|(word, _)| reserve.iter().any(|r| word.starts_with(r)));
+        unused.map(|(_, id)| id).collect()
+    }
+
     pub fn mask_id(&self) -> Option<u32> {
         self.special_id(&self.config.mask_token, ["[MASK]", "<mask>"])
     }

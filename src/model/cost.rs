@@ -98,7 +98,7 @@ pub fn bits_per_weight(model: &Model) -> f64 {
 }
 
 /// Multiply-accumulates of one forward pass over `batch` texts of `tokens` tokens each: linear layers
-/// and attention products. FLOPs are twice this. Two binary factors count as two matrices, any other packed matrix as
+/// and attention products, and the rotation of a table's rows. FLOPs are twice this. Two binary factors count as two matrices, any other packed matrix as
 /// the dense one that it stands for; LayerNorm, softmax and activations are not counted. What the runtime leaves out is not counted
 /// either: tokens that a schedule drops, and all but the first token in the last layer where only that is read.
 pub fn macs(model: &Model, batch: usize, tokens: usize) -> u64 {
@@ -132,7 +132,9 @@ pub fn whole_macs(model: &Model, tokens: usize) -> u64 {
 /// Embeddings and head.
 fn around(model: &Model, batch: usize, tokens: usize) -> u64 {
     let rows = (batch * tokens) as u64;
-    model.embeddings.project.as_ref().map_or(0, |p| product(p, batch * tokens))
+    let words = rows * model.embeddings.word.lookup_macs() as u64;
+    words
+        + model.embeddings.project.as_ref().map_or(0, |p| product(p, batch * tokens))
         + match &model.head {
             Head::SequenceClassification { dense, out, .. } => {
                 product(dense, batch) + product(out, batch)

@@ -1,9 +1,11 @@
 //! Linear layers, tables and norms: what an encoder is built from, and the forms they are stored in.
 
 use super::elastic::Elastic;
-use super::{Binary, DoubleBinary, Int8, LowRank};
-use crate::checkpoint::{Checkpoint, Tensor};
+use super::subspace::TableErrors;
+use super::{Binary, DoubleBinary, Factored, Int8, LowRank, Subspace};
+use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 use crate::{Error, Result};
+use half::f16;
 use std::borrow::Cow;
 
 /// `y = W·x + b` with `W` as `[out, in]`.
@@ -59,6 +61,10 @@ pub enum Weight {
     Binary(Binary),
     Double(DoubleBinary),
     Int8(Int8),
+    /// Of tables alone.
+    Subspace(Subspace),
+    /// Of tables alone.
+    Factored(Factored),
 }
 
 /// The scale and shift of a LayerNorm, `[hidden]` each.
@@ -144,6 +150,22 @@ impl Weight {
         Ok(Int8::take(checkpoint, name, shape)?.map(Weight::Int8))
     }
 
+    /// As [`Weight::take_packed`], of the forms that only tables have. `errors` is what config.json says of them.
+    ///
+    /// # Errors
+    /// When parts are missing or do not fit `shape` or each other.
+    pub fn take_table(
+        checkpoint: &mut Checkpoint,
+        name: &str,
+        shape: [usize; 2],
+        errors: Option<TableErrors>,
+    ) -> Result<Option<Weight>> {
+        if let Some(subspace) = Subspace::take(checkpoint, name, shape, errors)? {
+            return Ok(Some(Weight::Subspace(subspace)));
+        }
+        Ok(Factored::take(checkpoint, name, shape, errors)?.map(Weight::Factored))
+    }
+
     /// What the names of its tensors begin with, to be changed.
     pub fn prefix_mut(&mut self) -> &mut String {
         match self {
@@ -151,6 +173,8 @@ impl Weight {
             Weight::Binary(binary) => &mut binary.name,
             Weight::Double(double) => &mut double.name,
             Weight::Int8(int8) => &mut int8.name,
+            Weight::Subspace(subspace) => &mut subspace.name,
+            Weight::Factored(factored) => &mut factored.name,
         }
     }
 
@@ -161,6 +185,8 @@ impl Weight {
             Weight::Binary(binary) => &binary.name,
             Weight::Double(double) => &double.name,
             Weight::Int8(int8) => &int8.name,
+            Weight::Subspace(subspace) => &subspace.name,
+            Weight::Factored(factored) => &factored.name,
         }
     }
 
@@ -170,6 +196,8 @@ impl Weight {
             Weight::Binary(binary) => binary.rows,
             Weight::Double(double) => double.rows,
             Weight::Int8(int8) => int8.rows,
+            Weight::Subspace(subspace) => subspace.rows,
+            Weight::Factored(factored) => factored.rows,
         }
     }
 
@@ -179,6 +207,8 @@ impl Weight {
             Weight::Binary(binary) => binary.cols,
             Weight::Double(double) => double.cols,
             Weight::Int8(int8) => int8.cols,
+            Weight::Subspace(subspace) => subspace.cols,
+            Weight::Factored(factored) => factored.cols,
         }
     }
 
@@ -189,6 +219,8 @@ impl Weight {
             Weight::Binary(binary) => Ok(Cow::Owned(binary.to_dense())),
             Weight::Double(double) => Ok(Cow::Owned(double.to_dense())),
             Weight::Int8(int8) => Ok(Cow::Owned(int8.to_dense())),
+            Weight::Subspace(subspace) => Ok(Cow::Owned(subspace.to_dense())),
+            Weight::Factored(factored) => Ok(Cow::Owned(factored.to_dense())),
         }
     }
 
@@ -201,7 +233,11 @@ impl Weight {
     pub fn macs(&self) -> usize {
         match self {
             Weight::Double(double) => double.rank * (double.rows + double.cols),
-            Weight::Dense(_) | Weight::Binary(_) | Weight::Int8(_) => self.params(),
+            Weight::Dense(_)
+            | Weight::Binary(_)
+            | Weight::Int8(_)
+            | Weight::Subspace(_)
+            | Weight::Factored(_) => self.params(),
         }
     }
 
@@ -211,6 +247,8 @@ impl Weight {
             Weight::Binary(binary) => binary.tensors(),
             Weight::Double(double) => double.tensors(),
             Weight::Int8(int8) => int8.tensors(),
+            Weight::Subspace(subspace) => subspace.tensors(),
+            Weight::Factored(factored) => factored.tensors(),
         }
     }
 
@@ -225,6 +263,36 @@ impl Weight {
             }
             Weight::Double(double) => double.bytes(),
             Weight::Int8(int8) => int8.bytes(),
+            Weight::Subspace(subspace) => subspace.bytes(),
+            Weight::Factored(factored) => factored.bytes(),
+        }
+    }
+
+    /// Numbers that are stored as such, where a table has a form of its own: what trains, and what its paper counts as
+    /// parameters. Of every other form those of the matrix.
+    pub fn stored_params(&self) -> usize {
+        match self {
+            Weight::Subspace(subspace) => subspace.stored_params(),
+            Weight::Factored(factored) => factored.stored_params(),
+            _ => self.params(),
+        }
+    }
+
+    /// Multiply-accumulates of looking up one row of a table.
+    pub fn lookup_macs(&self) -> usize {
+        match self {
+            Weight::Subspace(subspace) => subspace.macs(),
+            Weight::Factored(factored) => factored.macs(),
+            Weight::Double(_) | Weight::Dense(_) | Weight::Binary(_) | Weight::Int8(_) => 0,
+        }
+    }
+
+    /// What a table lost in its form, where that is known.
+    pub fn table_errors(&self) -> Option<TableErrors> {
+        match self {
+            Weight::Subspace(subspace) => subspace.errors,
+            Weight::Factored(factored) => factored.errors,
+            _ => None,
         }
     }
 
@@ -244,6 +312,51 @@ impl Weight {
             }
             Weight::Double(double) => format!("double(rank={})", double.rank),
             Weight::Int8(_) => "int8".into(),
+            Weight::Subspace(s) => {
+                let exact = s.exact.ids.len();
+                format!("subspace(slices={}, words={}, exact={exact})", s.slices, s.words)
+            }
+            Weight::Factored(f) => {
+                format!("factored(rank={}, exact={})", f.rank, f.exact.ids.len())
+            }
+        }
+    }
+
+    /// The dense matrix in 8-bit integers with a scale a row.
+    ///
+    /// # Errors
+    /// If it is packed.
+    pub fn to_int8(&self) -> Result<Weight> {
+        let shape = (self.rows(), self.cols());
+        Ok(Weight::Int8(Int8::new(self.name().to_string(), shape, &self.dense()?.to_f32()?)))
+    }
+
+    /// The dense matrix in half precision.
+    ///
+    /// # Errors
+    /// If it is packed, or a number is beyond f16.
+    pub fn to_f16(&self) -> Result<Weight> {
+        let tensor = self.dense()?;
+        let w = tensor.to_f32()?;
+        let most = f16::MAX.to_f32();
+        if let Some(x) = w.iter().find(|x| x.abs() > most) {
+            return Err(Error::Mismatch {
+                found: format!("`{}` holds {x}", tensor.name),
+                expected: format!("f16 ends at {most}"),
+                advice: "choose int8 for it, or none",
+            });
+        }
+        Ok(Weight::Dense(Tensor::from_f32(tensor.name.clone(), &tensor.shape, &w, Dtype::F16)))
+    }
+
+    /// Bytes in memory while rows of a table are looked up.
+    pub fn memory_bytes(&self) -> usize {
+        match self {
+            Weight::Subspace(subspace) => subspace.memory_bytes(),
+            Weight::Factored(factored) => factored.memory_bytes(),
+            Weight::Dense(_) | Weight::Binary(_) | Weight::Double(_) | Weight::Int8(_) => {
+                self.bytes()
+            }
         }
     }
 
@@ -263,6 +376,12 @@ impl Weight {
                 found: format!("`{}` is packed as {}", self.name(), self.form()),
                 expected: "only dense weights can be cut or packed".into(),
                 advice: "start from the checkpoint as it was before it was packed",
+            }),
+            Weight::Subspace(_) | Weight::Factored(_) => Err(Error::Mismatch {
+                found: format!("the table `{}` is already stored as {}", self.name(), self.form()),
+                expected: "only a dense table can be cut or packed".into(),
+                advice: "behind `embed`, leave the embeddings alone: `quantize(embeddings=none)`, \
+                         `binarize(embeddings=0)`",
             }),
         }
     }

@@ -144,6 +144,10 @@ impl Reader<'_> {
 
     /// The word table: of latent weights, its signs.
     fn words(&mut self, name: &str, shape: [usize; 2], key: &str) -> Result<Weight> {
+        let errors = self.structure.packed(name).errors;
+        if let Some(table) = Weight::take_table(self.checkpoint, name, shape, errors)? {
+            return Ok(table);
+        }
         match self.weight(name, shape, key)? {
             Weight::Dense(tensor) if self.latent => {
                 let shape = (shape[0], shape[1]);

@@ -8,6 +8,8 @@ pub mod config;
 pub mod cost;
 pub mod double;
 pub mod elastic;
+pub mod exact;
+pub mod factored;
 pub mod family;
 pub mod head;
 pub mod int8;
@@ -19,6 +21,7 @@ mod packed;
 mod places;
 mod save;
 pub mod slice;
+pub mod subspace;
 #[cfg(test)]
 pub mod testing;
 #[cfg(test)]
@@ -30,12 +33,15 @@ pub use binary::{Binary, LowRank};
 pub use config::{Config, Task};
 pub use double::DoubleBinary;
 pub use elastic::{BinaryAttention, Elastic, Estimators};
+pub use exact::Exact;
+pub use factored::Factored;
 pub use family::{Activation, Family};
 pub use head::{Head, PoolMode};
 pub use int8::Int8;
 pub use linear::{Activations, Linear, Norm, Weight};
 pub use packed::Scales;
 pub use places::{Part, Place};
+pub use subspace::{Codes, Rotation, Subspace, TableErrors};
 pub use tokens::{Reads, Score, TokenSchedule};
 
 use crate::checkpoint::Tensor;

@@ -68,10 +68,10 @@ impl Structure {
         let layers = list.iter().enumerate().map(layer).collect::<Result<Vec<_>>>()?;
         let mut packed = BTreeMap::new();
         for (name, said) in entry["packed"].as_object().into_iter().flatten() {
-            if !["binary", "double", "int8"].map(Value::from).contains(&said["form"]) {
-                let expected =
-                    "\"binary\", \"double\" or \"int8\", the forms that this build reads";
-                return Err(bad(format!("packed.{name}.form"), &said["form"], expected.into()));
+            if !FORMS.map(Value::from).contains(&said["form"]) {
+                let known = FORMS.map(|form| format!("\"{form}\"")).join(", ");
+                let expected = format!("{known}: the forms that this build reads");
+                return Err(bad(format!("packed.{name}.form"), &said["form"], expected));
             }
             let bits = &said["activations"];
             let known = bits.is_null() || bits.is_u64();
@@ -82,7 +82,14 @@ impl Structure {
                 bad(format!("packed.{name}.activations"), bits, "null, 8, 4 or 1".into())
             })?;
             let group = said["group"].as_u64().map(|g| g as usize);
-            packed.insert(name.clone(), Packed { group, activations });
+            let errors = match &said["error"] {
+                Value::Null => None,
+                found => Some(table_errors(found).ok_or_else(|| {
+                    let expected = "null, or numbers `uniform` and `frequency`".into();
+                    bad(format!("packed.{name}.error"), found, expected)
+                })?),
+            };
+            packed.insert(name.clone(), Packed { group, activations, errors });
         }
         let tokens = TokenSchedule::read(&entry["tokens"], config.layers)?;
         Ok(Structure { layers, packed, tokens })
@@ -110,6 +117,16 @@ pub(super) struct Packed {
     /// Columns that share a scale; `None` for all of a row.
     pub group: Option<usize>,
     pub activations: Activations,
+    /// Of a table.
+    pub errors: Option<TableErrors>,
+}
+
+/// What `form` says of a packed matrix.
+const FORMS: [&str; 5] = ["binary", "double", "int8", "subspace", "factored"];
+
+fn table_errors(said: &Value) -> Option<TableErrors> {
+    let [uniform, frequency] = ["uniform", "frequency"].map(|key| said[key].as_f64());
+    Some(TableErrors { uniform: uniform?, frequency: frequency? })
 }
 
 fn head_list(found: &Value, heads: usize) -> Option<Vec<usize>> {
@@ -234,6 +251,8 @@ impl Model {
 
     /// Every packed matrix by name, with its parameters.
     fn packed(&self) -> Map<String, Value> {
+        let said =
+            |errors: TableErrors| json!({"uniform": errors.uniform, "frequency": errors.frequency});
         self.weights()
             .into_iter()
             .filter_map(|(weight, activations)| {
@@ -251,6 +270,14 @@ impl Model {
                         json!({"form": "double", "rank": d.rank, "activations": activations})
                     }
                     Weight::Int8(_) => json!({"form": "int8", "activations": activations}),
+                    Weight::Subspace(s) => json!({
+                        "form": "subspace", "slices": s.slices, "words": s.words,
+                        "error": weight.table_errors().map(said),
+                    }),
+                    Weight::Factored(f) => json!({
+                        "form": "factored", "rank": f.rank,
+                        "error": weight.table_errors().map(said),
+                    }),
                 };
                 Some((weight.name().to_string(), entry))
             })

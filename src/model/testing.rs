@@ -312,6 +312,46 @@ pub fn gaussian(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|_| normal.draw()).collect()
 }
 
+/// A table of `rows` x `cols` in slices of 3 columns from 4 codewords, with one book or one a slice, with a mean and three
+/// exact rows.
+pub fn subspace(rows: usize, cols: usize, books: usize, rotated: bool) -> Subspace {
+    let slices = cols.div_ceil(3);
+    let codes: Vec<u8> = (0..rows * slices).map(|i| (i * 5 % 7 % 4) as u8).collect();
+    let mut values = gaussian(books * 12, 21);
+    let tail = cols % 3;
+    if books > 1 && tail > 0 {
+        let last = values[(books - 1) * 12..].chunks_exact_mut(3);
+        last.for_each(|word| word[tail..].fill(0.0));
+    }
+    let identity = |i: usize| if i.is_multiple_of(cols + 1) { 1.0 } else { 0.0 };
+    let mut rotation: Vec<f32> = (0..cols * cols).map(identity).collect();
+    // One plane after the other by another angle.
+    for c in 1..cols {
+        let (sin, cos) = (c as f32).sin_cos();
+        for line in rotation.chunks_exact_mut(cols) {
+            (line[c - 1], line[c]) =
+                (cos * line[c - 1] - sin * line[c], sin * line[c - 1] + cos * line[c]);
+        }
+    }
+    let exact = Exact::new(vec![0, 2, rows as u32 - 1], gaussian(3 * cols, 22));
+    Subspace {
+        name: "w".into(),
+        rows,
+        cols,
+        slices,
+        words: 4,
+        width: 3,
+        codes: Codes::Stored(Tensor::from_u8("w.pq_codes", &[rows, slices], &codes)),
+        books: values,
+        books_dtype: Dtype::F16,
+        rotation: rotated.then(|| Rotation::new(cols, rotation)),
+        mean: Some(gaussian(cols, 23)),
+        exact,
+        errors: None,
+    }
+    .rounded()
+}
+
 /// Standard normal numbers.
 pub struct Normal(ChaCha8Rng);
 

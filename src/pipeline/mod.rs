@@ -7,7 +7,7 @@ pub use finetune::Finetune;
 use crate::checkpoint::{self, OutputFolder, Tensor, metadata};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::vocabulary::{Cuts, broken, by_row};
-use crate::data::{Calibration, Dataset, Vocabulary};
+use crate::data::{Calibration, Dataset, Vocabulary, Words};
 use crate::eval::latency;
 use crate::eval::tasks::{Prepared, Recut, answer, fidelity, metrics};
 use crate::model::cost::{self, Cost};
@@ -50,6 +50,8 @@ pub struct Texts {
     pub calibration: Option<Calibration>,
     /// Texts to train on; `None`: passes that train use the calibration text.
     pub data: Option<Dataset>,
+    /// How often words are used, where a pass asks for it.
+    pub words: Option<Words>,
     /// Examples to judge the output by, and their name.
     pub eval: Option<(Prepared, String)>,
 }
@@ -289,6 +291,7 @@ fn one(
         side_files,
         calibration: texts.calibration.as_ref(),
         data: texts.data.as_ref(),
+        words: texts.words.as_ref(),
         state: state.as_ref(),
         seed: options.seed,
         progress: options.progress,

@@ -4,6 +4,7 @@
 use super::binary::{RunBinary, RunElastic};
 use super::integer::IntegerMatrix;
 use super::kernels::{self, Mat, MatMut, packed::Quantised};
+use super::lookup;
 use crate::Result;
 use crate::model::{
     Activation, Activations, Attention, FeedForward, Head, Layer, Linear, Model, Norm, PoolMode,
@@ -380,7 +381,7 @@ impl<'m> Encoder<'m> {
     /// If a stored tensor is of no floating type.
     pub fn trainable(model: &'m Model) -> Result<Encoder<'m>> {
         let mut encoder = Encoder::new(model)?;
-        encoder.word = Some(model.embeddings.word.to_f32()?);
+        encoder.word = Some(lookup::dense(&model.embeddings.word)?);
         if let (RunHead::MaskedLm { decoder, .. }, true) = (&mut encoder.head, model.config.tied) {
             *decoder = None;
         }
@@ -468,7 +469,7 @@ fn run_head<'m>(model: &'m Model, ready: Ready<'m>) -> Result<RunHead<'m>> {
             norm: RunNorm::new(norm, eps)?,
             decoder: Some(match decoder {
                 Some(table) => table.to_f32()?,
-                None => model.embeddings.word.to_f32()?,
+                None => lookup::dense(&model.embeddings.word)?,
             }),
             bias: bias.to_f32()?,
         },
@@ -498,6 +499,14 @@ pub(super) fn add_table_row(table: &Weight, row: usize, out: &mut [f32]) -> Resu
         }
         Weight::Int8(int8) => {
             int8.add_row(row, out);
+            Ok(())
+        }
+        Weight::Subspace(subspace) => {
+            subspace.add_row(row, out);
+            Ok(())
+        }
+        Weight::Factored(factored) => {
+            factored.add_row(row, out);
             Ok(())
         }
     }

@@ -7,6 +7,7 @@ use super::encoder::{
 };
 use super::fast::Ranks;
 use super::kernels::{self, Mat, MatMut};
+use super::lookup::Lookup;
 use super::masked::{Channels, apply_norm, block_output, scale};
 use super::tokens::{Frozen, States};
 use crate::model::family::Positions;
@@ -232,21 +233,25 @@ impl Encoder<'_> {
         let config = &self.model.config;
         let width = config.embedding;
         let positions = position_rows(self.model, batch);
+        let outside = |what: &str, found: usize, rows: usize, advice| {
+            Err(Error::Mismatch {
+                found: format!("a text has {what} {found}"),
+                expected: format!("the model has {rows} (numbered from 0)"),
+                advice,
+            })
+        };
+        if let Some(&id) = batch.ids.iter().find(|&&id| id as usize >= config.vocab) {
+            let advice = "use the tokenizer that belongs to the checkpoint";
+            return outside("token id", id as usize, config.vocab, advice);
+        }
+        let looked_up = match &self.word {
+            Some(_) => None,
+            None => Lookup::of(&self.model.embeddings.word, &batch.ids),
+        };
         let mut x = vec![0.0; batch.tokens() * width];
         for (t, out) in x.chunks_exact_mut(width).enumerate() {
             let (id, position) = (batch.ids[t] as usize, positions[t] as usize);
             let token_type = batch.type_ids[t] as usize;
-            let outside = |what: &str, found: usize, rows: usize, advice| {
-                Err(Error::Mismatch {
-                    found: format!("a text has {what} {found}"),
-                    expected: format!("the model has {rows} (numbered from 0)"),
-                    advice,
-                })
-            };
-            if id >= config.vocab {
-                let advice = "use the tokenizer that belongs to the checkpoint";
-                return outside("token id", id, config.vocab, advice);
-            }
             if position >= config.max_positions {
                 let advice = "cut the texts with --max-length";
                 return outside("a token at position row", position, config.max_positions, advice);
@@ -255,9 +260,10 @@ impl Encoder<'_> {
                 let values = &table[row * width..(row + 1) * width];
                 out.iter_mut().zip(values).for_each(|(o, v)| *o += v);
             };
-            match &self.word {
-                Some(table) => add(table, id, out),
-                None => add_table_row(&self.model.embeddings.word, id, out)?,
+            match (&self.word, &looked_up) {
+                (Some(table), _) => add(table, id, out),
+                (None, Some(rows)) => add(rows.row(id as u32), 0, out),
+                (None, None) => add_table_row(&self.model.embeddings.word, id, out)?,
             }
             add(&self.position, position, out);
             if let Some(table) = &self.token_type {

@@ -40,7 +40,7 @@ impl IntegerMatrix {
             (None, Activations::Int4) => Bits::Four,
         };
         let matrix = match &linear.weight {
-            Weight::Dense(_) => return None,
+            Weight::Dense(_) | Weight::Subspace(_) | Weight::Factored(_) => return None,
             Weight::Binary(b) if b.group < b.cols => return None,
             Weight::Binary(b) => {
                 let planes = Packed::signs(&b.signs, &b.scales, b.planes, b.rows, b.cols);

@@ -10,6 +10,7 @@ pub mod fast;
 mod forward;
 mod integer;
 pub mod kernels;
+pub mod lookup;
 pub mod masked;
 #[cfg(test)]
 mod tests;

@@ -2,8 +2,9 @@
 
 use super::centred::Centred;
 use crate::model::binary::{Levels, level};
-use crate::model::{Binary, DoubleBinary, Int8, LowRank};
+use crate::model::{Binary, DoubleBinary, Exact, Factored, Int8, LowRank, Subspace};
 use crate::runtime::kernels::{Mat, MatMut, add_product, product};
+use crate::runtime::lookup;
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -18,8 +19,8 @@ pub enum Form {
     Centred(Centred),
     Double(Double),
     Rounded(Rounded),
-    Factors(Factors),
-    Codebook(Codebook),
+    Factors(TableFactors),
+    Codebook(Box<Codebook>),
 }
 
 /// Sign planes whose signs and scales are trained: the nearest level of each latent weight, passed
@@ -83,16 +84,22 @@ pub struct Factors {
     pub v: Vec<f32>,
 }
 
-/// A table whose rows are put together from codewords (subspace notes, §1.1): only codewords are trained.
+/// A table of low rank, and the rows that are stored as they are.
+#[derive(Debug, Clone)]
+pub struct TableFactors {
+    pub factors: Factors,
+    pub exact: Exact,
+}
+
+/// A table whose rows are put together from codewords (subspace notes, §1.1): codewords and exact rows are trained,
+/// codes and rotation stay (§3.6).
 #[derive(Debug, Clone)]
 pub struct Codebook {
-    /// `[rows, slices]`
-    pub codes: Vec<u16>,
-    pub slices: usize,
-    /// `[slices, codewords, width]`
-    pub words: Vec<f32>,
-    pub width: usize,
+    pub table: Subspace,
 }
+
+/// Rows whose gradients are rotated together.
+const TABLE_ROWS: usize = 1024;
 
 /// How a parameter is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +112,8 @@ pub enum Kind {
     Scale,
     /// No decay: decay of both factors would shrink their product twice.
     Factor,
+    /// At a rate of their own, no decay: codewords, each of which stands in many rows.
+    Codeword,
 }
 
 impl Form {
@@ -130,8 +139,14 @@ impl Form {
                 (Kind::Scale, &mut d.b),
             ],
             Form::Rounded(rounded) => vec![(Kind::Latent, &mut rounded.latent)],
-            Form::Factors(f) => vec![(Kind::Factor, &mut f.u), (Kind::Factor, &mut f.v)],
-            Form::Codebook(c) => vec![(Kind::Factor, &mut c.words)],
+            Form::Factors(TableFactors { factors: f, exact }) => vec![
+                (Kind::Factor, &mut f.u),
+                (Kind::Factor, &mut f.v),
+                (Kind::Factor, &mut exact.rows),
+            ],
+            Form::Codebook(c) => {
+                vec![(Kind::Codeword, &mut c.table.books), (Kind::Factor, &mut c.table.exact.rows)]
+            }
         }
     }
 
@@ -150,7 +165,7 @@ impl Form {
                 all
             }
             Form::Factors(f) => f.gradients(grad).map(Cow::Owned).into(),
-            Form::Codebook(c) => vec![Cow::Owned(c.gradient(grad))],
+            Form::Codebook(c) => c.gradients(grad).map(Cow::Owned).into(),
         }
     }
 
@@ -164,10 +179,7 @@ impl Form {
             Form::Rounded(rounded) => {
                 leaf.copy_from_slice(&rounded.pack(String::new()).to_dense());
             }
-            Form::Factors(f) => {
-                leaf.fill(0.0);
-                f.add_to(leaf);
-            }
+            Form::Factors(f) => f.write(leaf),
             Form::Codebook(c) => c.write(leaf),
         }
     }
@@ -397,27 +409,97 @@ impl Factors {
     }
 }
 
-impl Codebook {
-    fn place(&self, i: usize, code: u16) -> std::ops::Range<usize> {
-        let words = self.words.len() / (self.slices * self.width);
-        let at = (i % self.slices * words + code as usize) * self.width;
-        at..at + self.width
+impl TableFactors {
+    /// What a stored table is trained as.
+    pub fn of(table: &Factored) -> TableFactors {
+        let (rows, rank, cols) = (table.rows, table.rank, table.cols);
+        let mut u = vec![0.0; rows * rank];
+        u.chunks_exact_mut(rank.max(1)).enumerate().for_each(|(row, u)| table.gather(row, u));
+        let factors = Factors { rows, rank, cols, u, v: table.v.clone() };
+        TableFactors { factors, exact: table.exact.clone() }
+    }
+
+    /// As it is stored.
+    pub fn pack(self, name: String) -> Factored {
+        let Factors { rows, cols, u, v, .. } = self.factors;
+        let exact = Exact::new(self.exact.ids, self.exact.rows);
+        Factored::new(name, (rows, cols), u, v, exact)
     }
 
     fn write(&self, leaf: &mut [f32]) {
-        let slices = leaf.chunks_exact_mut(self.width).zip(&self.codes).enumerate();
-        for (i, (out, &code)) in slices {
-            out.copy_from_slice(&self.words[self.place(i, code)]);
+        leaf.fill(0.0);
+        self.factors.add_to(leaf);
+        let cols = self.factors.cols;
+        for (&id, row) in self.exact.ids.iter().zip(self.exact.rows.chunks_exact(cols)) {
+            leaf[id as usize * cols..(id as usize + 1) * cols].copy_from_slice(row);
         }
     }
 
-    /// Every codeword gets the sum of the rows that use it.
-    fn gradient(&self, grad: &[f32]) -> Vec<f32> {
-        let mut sums = vec![0.0; self.words.len()];
-        for (i, (grad, &code)) in grad.chunks_exact(self.width).zip(&self.codes).enumerate() {
-            sums[self.place(i, code)].iter_mut().zip(grad).for_each(|(s, g)| *s += g);
+    /// Of both factors and the exact rows, which have no part in these.
+    fn gradients(&self, grad: &[f32]) -> [Vec<f32>; 3] {
+        let mut rest = grad.to_vec();
+        let exact = take_exact(&self.exact, self.factors.cols, &mut rest);
+        let [u, v] = self.factors.gradients(&rest);
+        [u, v, exact]
+    }
+}
+
+/// The gradients of exact rows, of which zeros are left.
+fn take_exact(exact: &Exact, cols: usize, grad: &mut [f32]) -> Vec<f32> {
+    let mut rows = Vec::with_capacity(exact.rows.len());
+    for &id in &exact.ids {
+        let row = &mut grad[id as usize * cols..(id as usize + 1) * cols];
+        rows.extend_from_slice(row);
+        row.fill(0.0);
+    }
+    rows
+}
+
+impl Codebook {
+    /// As it is stored.
+    pub fn pack(self, name: String) -> Subspace {
+        let table = self.table;
+        let exact = Exact::new(table.exact.ids.clone(), table.exact.rows.clone());
+        Subspace { name, exact, errors: None, ..table }.rounded()
+    }
+
+    fn write(&self, leaf: &mut [f32]) {
+        let table = &self.table;
+        leaf.par_chunks_mut((TABLE_ROWS * table.cols).max(1)).enumerate().for_each(|(i, out)| {
+            let first = i * TABLE_ROWS;
+            let ids: Vec<u32> =
+                (first..first + out.len() / table.cols).map(|row| row as u32).collect();
+            lookup::subspace_rows(table, &ids, out);
+        });
+    }
+
+    /// Of codewords and exact rows. Every codeword gets the sum of the rows that use it.
+    fn gradients(&self, grad: &[f32]) -> [Vec<f32>; 2] {
+        let (table, cols) = (&self.table, self.table.cols);
+        let (mut books, mut exact) =
+            (vec![0.0; table.books.len()], vec![0.0; table.exact.rows.len()]);
+        for (&id, out) in table.exact.ids.iter().zip(exact.chunks_exact_mut(cols)) {
+            out.copy_from_slice(&grad[id as usize * cols..(id as usize + 1) * cols]);
         }
-        sums
+        // Most rows are in no text of a batch, and have no gradient.
+        let row = |row: usize| &grad[row * cols..(row + 1) * cols];
+        let touched =
+            |r: &usize| table.exact.get(*r).is_none() && row(*r).iter().any(|&g| g != 0.0);
+        let touched: Vec<usize> = (0..table.rows).filter(touched).collect();
+        for rows in touched.chunks(TABLE_ROWS) {
+            let mut y: Vec<f32> = rows.iter().flat_map(|&r| row(r)).copied().collect();
+            if let Some(rotation) = &table.rotation {
+                let grads = y.clone();
+                lookup::rotate(&grads, cols, rotation.block, &rotation.values, false, &mut y);
+            }
+            for (&row, y) in rows.iter().zip(y.chunks_exact(cols)) {
+                for (slice, y) in y.chunks(table.width).enumerate() {
+                    let sums = &mut books[table.place(row, slice)];
+                    sums.iter_mut().zip(y).for_each(|(s, g)| *s += g);
+                }
+            }
+        }
+        [books, exact]
     }
 }
 
@@ -464,10 +546,17 @@ mod tests {
     #[test]
     fn factors_and_codebooks_have_the_gradients_of_their_differences() {
         let (u, v) = (gaussian(5 * 3, 1), gaussian(3 * 7, 2));
-        assert_gradients(Form::Factors(Factors { rows: 5, rank: 3, cols: 7, u, v }), 35);
-        let codes = (0..6 * 2).map(|i| (i * 5 % 4) as u16).collect();
-        let words = gaussian(2 * 4 * 3, 5);
-        assert_gradients(Form::Codebook(Codebook { codes, slices: 2, words, width: 3 }), 36);
+        let exact = |cols: usize| Exact::new(vec![1, 4], gaussian(2 * cols, 6));
+        let factors = Factors { rows: 5, rank: 3, cols: 7, u, v };
+        assert_gradients(Form::Factors(TableFactors { factors, exact: exact(7) }), 35);
+        for (count, rotated) in [(3, false), (3, true), (1, true)] {
+            // Slices of 3, 3 and 2 columns.
+            let table = Subspace {
+                exact: exact(8),
+                ..crate::model::testing::subspace(6, 8, count, rotated)
+            };
+            assert_gradients(Form::Codebook(Box::new(Codebook { table })), 48);
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod forms;
 pub mod gates;
 pub mod head;
 pub mod keep;
+pub mod kmeans;
 pub mod lagrangian;
 pub mod losses;
 pub mod moments;

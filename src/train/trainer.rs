@@ -2,7 +2,7 @@
 
 use super::centred::Centred;
 use super::compact::Compact;
-use super::forms::{Double, Form, Kind, Rounded, Signs};
+use super::forms::{Codebook, Double, Form, Kind, Rounded, Signs, TableFactors};
 use super::objective::{Moment, Objective, Rate, Seen};
 use super::optimizer::{Adam, Step, sum_of_squares};
 use super::tape::{self, Dropout, Plan};
@@ -46,6 +46,8 @@ pub struct Trainer<'m> {
     gathered: u32,
     /// Updates so far.
     pub updates: u32,
+    /// Rate of codewords, relative to that of weights.
+    pub codeword_rate: f32,
 }
 
 impl<'m> Trainer<'m> {
@@ -70,6 +72,10 @@ impl<'m> Trainer<'m> {
                         },
                         Weight::Double(double) => Form::Double(Double::of(double)),
                         Weight::Int8(int8) => Form::Rounded(Rounded::of(int8)),
+                        Weight::Subspace(table) => {
+                            Form::Codebook(Box::new(Codebook { table: table.clone() }))
+                        }
+                        Weight::Factored(table) => Form::Factors(TableFactors::of(table)),
                     };
                     (format!("{}.weight", weight.name()), true, form)
                 }
@@ -100,6 +106,7 @@ impl<'m> Trainer<'m> {
             own_states: Vec::new(),
             gathered: 0,
             updates: 0,
+            codeword_rate: 1.0,
         })
     }
 
@@ -285,6 +292,7 @@ impl<'m> Trainer<'m> {
                         Kind::Weight if *decays => (1.0, decay),
                         Kind::Weight | Kind::Latent | Kind::Factor => (1.0, 0.0),
                         Kind::Scale => (SCALE_RATE, 0.0),
+                        Kind::Codeword => (self.codeword_rate, 0.0),
                     };
                     state.update(values, grad, &step(rate * factor, decay, mean * shrink));
                 }
@@ -351,6 +359,8 @@ impl<'m> Trainer<'m> {
             (true, Form::Centred(centred)) => Some(Value::Centred(centred)),
             (true, Form::Double(double)) => Some(Value::Double(double)),
             (true, Form::Rounded(rounded)) => Some(Value::Rounded(rounded)),
+            (true, Form::Codebook(codebook)) => Some(Value::Codebook(codebook)),
+            (true, Form::Factors(factors)) => Some(Value::Factors(factors)),
             (true, _) => Some(Value::Dense(std::mem::take(leaf.to_mut()))),
         };
         Trained { values: leaves.zip(slots).map(value).collect() }
@@ -385,6 +395,8 @@ enum Value {
     Centred(Centred),
     Double(Double),
     Rounded(Rounded),
+    Codebook(Box<Codebook>),
+    Factors(TableFactors),
 }
 
 impl Trained {
@@ -422,6 +434,12 @@ impl Trained {
                 (Place::Matrix(weight), Value::Rounded(rounded)) => {
                     *weight = Weight::Int8(rounded.pack(weight.name().to_string()));
                 }
+                (Place::Matrix(weight), Value::Codebook(codebook)) => {
+                    *weight = Weight::Subspace(codebook.pack(weight.name().to_string()));
+                }
+                (Place::Matrix(weight), Value::Factors(factors)) => {
+                    *weight = Weight::Factored(factors.pack(weight.name().to_string()));
+                }
                 (Place::Matrix(weight), Value::Dense(values)) => {
                     *weight = Weight::Dense(store(weight.dense()?, &values));
                 }
@@ -433,9 +451,15 @@ impl Trained {
                     all[..values.len()].copy_from_slice(&values);
                     *tensor = store(tensor, &all);
                 }
-                (_, Value::Signs(_) | Value::Centred(_) | Value::Double(_) | Value::Rounded(_)) => {
-                    unreachable!("only matrices are packed")
-                }
+                (
+                    _,
+                    Value::Signs(_)
+                    | Value::Centred(_)
+                    | Value::Double(_)
+                    | Value::Rounded(_)
+                    | Value::Codebook(_)
+                    | Value::Factors(_),
+                ) => unreachable!("only matrices are packed"),
             }
         }
         Ok(())

@@ -19,6 +19,11 @@ fn threads_change_no_byte() {
     let labelled = ["--calib", &train, "--calib-texts", "60", "--eval", "data.tsv"];
     let runs = [("model", &[][..]), ("model", &["--calib", "random"]), (&reviews, &labelled[..])];
     for (i, (model, options)) in runs.into_iter().enumerate() {
+        let recipe = match i {
+            1 => ["--passes", "prune(sparsity=0.5),embed(bytes=3),binarize(planes=2,rank=2)"],
+            2 => ["--passes", "prune(sparsity=0.5),embed,binarize(planes=2,rank=2)"],
+            _ => recipe,
+        };
         let outputs = ["1", "2", "1"].into_iter().enumerate().map(|(j, threads)| {
             let out = format!("out-{i}-{j}");
             let last = ["--threads", threads, model, "-o", &out];

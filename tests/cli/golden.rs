@@ -82,6 +82,19 @@ fn every_family_is_pruned_and_packed() {
 }
 
 #[test]
+fn every_family_answers_from_an_embedded_table() {
+    let Some(golden) = shared("golden") else { return };
+    let dir = Dir::new();
+    let methods = ["", "(method=paper,assignment=hierarchical)", "(method=svd)", "(preset=small)"];
+    for (i, case) in READ.iter().enumerate() {
+        let model = golden.join(case);
+        let passes = format!("embed{},binarize(planes=2)", methods[i % methods.len()]);
+        dir.ok(&["--passes", &passes, model.to_str().unwrap(), "-o", case]);
+        dir.ok(&["verify", case]);
+    }
+}
+
+#[test]
 fn other_families_are_refused_by_name() {
     let Some(golden) = shared("golden") else { return };
     let dir = Dir::new();

@@ -8,6 +8,7 @@
 mod commands;
 mod compare;
 mod determinism;
+mod embed;
 mod format;
 mod golden;
 mod help;

@@ -290,6 +290,70 @@ const CHECKPOINTS: &[Case] = &[
     ("a matrix both packed and dense", 4, |m| {
         packed(m, |t| t.tensor("bert.encoder.layer.0.intermediate.dense.weight", &[FFN, HIDDEN]));
     }),
+    ("a table of a form without codes", 4, |m| embedded(m, |t| t.remove("pq_codes"))),
+    ("a table of a form without codebooks", 4, |m| embedded(m, |t| t.remove("pq_codebooks"))),
+    ("a table with a code beyond its codewords", 4, |m| {
+        embedded(m, |t| {
+            let name = t.find("pq_codes").name.clone();
+            *t.find("pq_codes") = Tensor::from_u8(name, &[VOCAB, 4], &[4; 4 * VOCAB]);
+        });
+    }),
+    ("a table with too few codes", 4, |m| {
+        embedded(m, |t| {
+            let name = t.find("pq_codes").name.clone();
+            *t.find("pq_codes") = Tensor::from_u8(name, &[VOCAB - 1, 4], &[0; 4 * (VOCAB - 1)]);
+        });
+    }),
+    ("a table with codes in I32", 4, |m| {
+        embedded(m, |t| {
+            let name = t.find("pq_codes").name.clone();
+            *t.find("pq_codes") = Tensor::from_i32(name, &[VOCAB, 4], &[0; 4 * VOCAB]);
+        });
+    }),
+    ("a table with codes for fewer columns", 4, |m| {
+        embedded(m, |t| {
+            let name = t.find("pq_codes").name.clone();
+            *t.find("pq_codes") = Tensor::from_u8(name, &[VOCAB, 3], &[0; 3 * VOCAB]);
+        });
+    }),
+    ("a table with codebooks without dimensions", 4, |m| {
+        embedded(m, |t| numbers(t, "pq_codebooks", &[]))
+    }),
+    ("a table with codewords of no width", 4, |m| {
+        embedded(m, |t| numbers(t, "pq_codebooks", &[4, 4, 0]))
+    }),
+    ("a table with a rotation of another width", 4, |m| {
+        embedded(m, |t| numbers(t, "pq_rotation", &[3, 5, 5]))
+    }),
+    ("a table with a rotation without dimensions", 4, |m| {
+        embedded(m, |t| numbers(t, "pq_rotation", &[]))
+    }),
+    ("a table with a mean in F16", 4, |m| embedded(m, |t| numbers(t, "pq_mean", &[HIDDEN]))),
+    ("a table with a NaN codeword", 4, |m| {
+        embedded(m, |t| {
+            let name = t.find("pq_codebooks").name.clone();
+            *t.find("pq_codebooks") =
+                Tensor::from_f32(name, &[4, 4, 4], &[f32::NAN; 64], Dtype::F16);
+        });
+    }),
+    ("a table with exact rows out of order", 4, |m| exact(m, &[3, 2])),
+    ("a table with an exact row twice", 4, |m| exact(m, &[2, 2])),
+    ("a table with an exact row it does not have", 4, |m| exact(m, &[2, VOCAB as u32])),
+    ("a table with exact rows but no ids", 4, |m| embedded(m, |t| t.remove("exact_ids"))),
+    ("a table with ids but no exact rows", 4, |m| embedded(m, |t| t.remove("exact_rows"))),
+    ("a table both embedded and dense", 4, |m| {
+        embedded(m, |t| t.tensor("bert.embeddings.word_embeddings.weight", &[VOCAB, HIDDEN]));
+    }),
+    ("a table of factors that do not fit", 4, |m| {
+        factored(m, |t| numbers(t, "factor_v", &[3, HIDDEN]))
+    }),
+    ("a table of one factor", 4, |m| factored(m, |t| t.remove("factor_v"))),
+    ("an error of a table that is a string", 4, |m| {
+        embedded(m, |t| {
+            let name = "bert.embeddings.word_embeddings";
+            t.config["compress"]["packed"][name] = json!({"form": "subspace", "error": "small"});
+        });
+    }),
     // Sentence-transformers.
     ("modules.json that is not JSON", 4, |m| write(m, "modules.json", "[")),
     ("modules.json that is an object", 4, |m| write(m, "modules.json", "{}")),
@@ -585,6 +649,8 @@ fn what_the_cases_start_from_is_read() {
         |m| sharded(m, |i| i, None),
         |m| entry(m, |_| {}),
         |m| packed(m, |_| {}),
+        |m| embedded(m, |_| {}),
+        |m| factored(m, |_| {}),
         |m| roberta(m, |_| {}),
         |m| embedder(m, modules("1_Pooling"), json!({"pooling_mode_mean_tokens": true})),
     ];
@@ -649,6 +715,33 @@ fn packed(m: &Path, edit: impl FnOnce(&mut Tiny)) {
     let mut tiny = Tiny::packed();
     edit(&mut tiny);
     tiny.save(m);
+}
+
+fn embedded(m: &Path, edit: impl FnOnce(&mut Tiny)) {
+    let mut tiny = Tiny::embedded();
+    edit(&mut tiny);
+    tiny.save(m);
+}
+
+fn factored(m: &Path, edit: impl FnOnce(&mut Tiny)) {
+    let mut tiny = Tiny::factored();
+    edit(&mut tiny);
+    tiny.save(m);
+}
+
+/// Other ids of the two exact rows.
+fn exact(m: &Path, ids: &[u32]) {
+    embedded(m, |t| {
+        let name = t.find("exact_ids").name.clone();
+        *t.find("exact_ids") = Tensor::from_u32(name, &[2], ids);
+    });
+}
+
+/// A tensor in F16 of another shape.
+fn numbers(t: &mut Tiny, name: &str, shape: &[usize]) {
+    let tensor = t.find(name);
+    let values = vec![0.5; shape.iter().product()];
+    *tensor = Tensor::from_f32(tensor.name.clone(), shape, &values, Dtype::F16);
 }
 
 /// The sign words with another shape.

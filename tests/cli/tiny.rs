@@ -159,6 +159,42 @@ impl Tiny {
         tiny
     }
 
+    /// Replaces the word table by codes for four slices, a rotation in two blocks, a mean and two exact rows.
+    pub fn embedded() -> Tiny {
+        let mut tiny = Tiny::classifier();
+        tiny.remove("word_embeddings.weight");
+        let at = |part: &str| format!("bert.embeddings.word_embeddings.{part}");
+        let numbers = |part: &str, shape: &[usize], dtype| {
+            let numel: usize = shape.iter().product();
+            let values: Vec<f32> = (0..numel).map(|i| (i * 7 % 13) as f32 / 16.0 - 0.375).collect();
+            Tensor::from_f32(at(part), shape, &values, dtype)
+        };
+        let codes: Vec<u8> = (0..VOCAB * 4).map(|i| (i * 5 % 7 % 4) as u8).collect();
+        tiny.tensors.extend([
+            Tensor::from_u8(at("pq_codes"), &[VOCAB, 4], &codes),
+            numbers("pq_codebooks", &[4, 4, 4], Dtype::F16),
+            numbers("pq_rotation", &[2, 8, 8], Dtype::F16),
+            numbers("pq_mean", &[HIDDEN], Dtype::F32),
+            Tensor::from_u32(at("exact_ids"), &[2], &[0, 7]),
+            numbers("exact_rows", &[2, HIDDEN], Dtype::F16),
+        ]);
+        tiny.config["compress"] = tiny.compress_entry();
+        tiny
+    }
+
+    /// Replaces the word table by two factors of rank 2.
+    pub fn factored() -> Tiny {
+        let mut tiny = Tiny::classifier();
+        tiny.remove("word_embeddings.weight");
+        for (part, shape) in [("factor_u", [VOCAB, 2]), ("factor_v", [2, HIDDEN])] {
+            let name = format!("bert.embeddings.word_embeddings.{part}");
+            let values = vec![0.25; shape[0] * shape[1]];
+            tiny.tensors.push(Tensor::from_f32(name, &shape, &values, Dtype::F16));
+        }
+        tiny.config["compress"] = tiny.compress_entry();
+        tiny
+    }
+
     /// What config.json says of an output in which nothing was pruned.
     pub fn compress_entry(&self) -> Value {
         let layer = json!({"heads": [0, 1], "ffn": FFN});
