@@ -10,6 +10,7 @@
 use super::{BLOCK, Bits, Bytes, CHUNK, Form, GROUP, Pass, Product, STRIP, Sum, avx512};
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -75,10 +76,10 @@ pub(super) fn multiply(product: &mut Product) {
         (Form::Signs(_), _) => Sum::Set,
         (Form::Int8(_), _) => Sum::Products,
     };
-    let mut panel = match weights.form {
-        Form::Signs(_) => vec![Bytes::ZERO; BLOCKS * padded / GROUP],
-        Form::Int8(_) => Vec::new(),
-    };
+    let mut panel = PANEL.take();
+    if let Form::Signs(_) = weights.form {
+        panel.resize(BLOCKS * padded / GROUP, Bytes::ZERO);
+    }
     let most =
         (CACHE / padded.max(weights.rows * size_of::<f32>())).max(LEAST) / (2 * TILE) * 2 * TILE;
     let mut tiles = Tiles::new();
@@ -101,6 +102,12 @@ pub(super) fn multiply(product: &mut Product) {
             }
         }
     }
+    PANEL.set(panel);
+}
+
+thread_local! {
+    /// Where signs are expanded: of 64 tokens, clearing it anew would take a tenth of the time.
+    static PANEL: Cell<Vec<Bytes>> = const { Cell::new(Vec::new()) };
 }
 
 /// Tokens from which on tiles are faster than AVX-512: one of them takes as long as 16.

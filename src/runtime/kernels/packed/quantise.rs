@@ -151,11 +151,18 @@ impl Quantised {
 
     /// Signs as codes 0 and 1: `[tokens, padded]`.
     pub(super) fn positive(&self) -> Vec<u8> {
-        let bits = |word: &u32| {
-            let word = *word;
-            (0..WORD).map(move |i| (word >> i & 1) as u8)
+        // Eight bits at once: each into its own byte, where what is not 0 becomes 1.
+        let spread = |byte: &u8| {
+            let bits = (u64::from(*byte) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
+            (bits + 0x7f7f_7f7f_7f7f_7f7f) >> 7 & 0x0101_0101_0101_0101
         };
-        self.words.iter().flat_map(bits).collect()
+        let mut codes = vec![0; self.words.len() * WORD];
+        for (codes, word) in codes.as_chunks_mut::<WORD>().0.iter_mut().zip(&self.words) {
+            for (codes, byte) in codes.as_chunks_mut::<8>().0.iter_mut().zip(&word.to_le_bytes()) {
+                *codes = spread(byte).to_le_bytes();
+            }
+        }
+        codes
     }
 
     /// Columns with their padding.
