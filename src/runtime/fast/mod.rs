@@ -69,7 +69,7 @@ impl Encoder<'_> {
                         states = self.attend_and_leave(l, attention, states, leaves);
                     }
                     if let Some(ffn) = &layer.ffn {
-                        states.x = ffn.finish(&ffn.units(&states.x), &states.x);
+                        states.x = ffn.run(&states.x);
                     }
                 }
             }
