@@ -2,7 +2,7 @@
 //! models in turn, so that all of them see the same noise. The first one also with every token in every layer, and
 //! by `--pad N` with all texts padded to N tokens: where speed comes from.
 //!
-//! `cargo run --release --example latency -- DATA THREADS MODEL [MODEL ...] [--batch N] [--pad N] [--tokens N]`
+//! `cargo run --release --example latency -- DATA THREADS MODEL [MODEL ...] [--batch N] [--pad N] [--tokens N] [--runs N]`
 
 use compress::data::Dataset;
 use compress::data::batches::bucket;
@@ -15,14 +15,14 @@ use rayon::prelude::*;
 use std::path::Path;
 use std::time::Instant;
 
-/// Timed passes of each row, after one that warms up.
+/// Timed passes of each row, after one that warms up, unless `--runs` says otherwise.
 const RUNS: usize = 9;
 /// Texts of a batch, unless `--batch` says otherwise.
 const BATCH: usize = 32;
 /// The most tokens of a text, unless `--tokens` says otherwise.
 const TOKENS: usize = 128;
 const USAGE: &str =
-    "usage: latency DATA THREADS MODEL [MODEL ...] [--batch N] [--pad N] [--tokens N]";
+    "usage: latency DATA THREADS MODEL [MODEL ...] [--batch N] [--pad N] [--tokens N] [--runs N]";
 
 /// One row of the table.
 struct Row<'a> {
@@ -66,6 +66,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pad = number(&mut args, "--pad")?;
     let tokens = number(&mut args, "--tokens")?.unwrap_or(TOKENS);
     let batch = number(&mut args, "--batch")?.unwrap_or(BATCH);
+    let runs = number(&mut args, "--runs")?.unwrap_or(RUNS);
     let [data, threads, paths @ ..] = &args[..] else { return Err(USAGE.into()) };
     if paths.is_empty() {
         return Err("give at least one model".into());
@@ -97,7 +98,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (path, model) in paths.iter().zip(&models) {
         row(path, "unpadded", Encoder::packed(model)?, false, &batches);
     }
-    for run in 0..=RUNS {
+    for run in 0..=runs {
         for row in &mut rows {
             let ms = row.time()?;
             if run > 0 {
@@ -106,20 +107,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     println!(
-        "{} texts; ms a pass: median of {RUNS}; factors are those to the first row.\n",
+        "{} texts; ms a pass: median of {runs}; factors are those to the first row.\n",
         texts.len()
     );
     println!("| model | way | ms | GFLOPs | x as fast | x fewer FLOPs | of the FLOPs' factor |");
     println!("|---|---|---|---|---|---|---|");
     rows.iter_mut().for_each(|row| row.ms.sort_by(f64::total_cmp));
-    let (ms, flops) = (rows[0].ms[RUNS / 2], rows[0].flops() as f64);
+    let (ms, flops) = (rows[0].ms[runs / 2], rows[0].flops() as f64);
     for row in &rows {
-        let (faster, fewer) = (ms / row.ms[RUNS / 2], flops / row.flops() as f64);
+        let (faster, fewer) = (ms / row.ms[runs / 2], flops / row.flops() as f64);
         println!(
             "| {} | {} | {:.1} | {:.3} | {faster:.2} | {fewer:.2} | {:.2} |",
             row.path,
             row.way,
-            row.ms[RUNS / 2],
+            row.ms[runs / 2],
             row.flops() as f64 / 1e9,
             faster / fewer,
         );
