@@ -309,3 +309,27 @@ fn a_full_stdout_is_an_error() {
     let mut child = command.stdout(full).stderr(std::process::Stdio::null()).spawn().unwrap();
     assert_eq!(crate::support::wait(&mut child), Some(6));
 }
+
+#[test]
+fn the_instruction_set_can_be_limited_and_changes_no_answer() {
+    let dir = Dir::with_tiny();
+    dir.ok(&["--passes", "binarize", "--calib", "none", "model", "-o", "out"]);
+    let args = ["eval", "out", "--data", "data.tsv", "--teacher", "model", "--json"];
+    let with = |level: &str| {
+        let mut command = dir.command(&args);
+        command.env("COMPRESS_SIMD", level);
+        dir.finish(command)
+    };
+    let best = dir.json(&args[..args.len() - 1]);
+    let scalar = with("scalar");
+    assert_eq!(scalar.code, Some(0), "{}", scalar.stderr);
+    let scalar: Value = serde_json::from_str(&scalar.stdout).unwrap();
+    assert!(best["fidelity"][0]["value"].is_number(), "{best:#}");
+    assert_eq!((&scalar["metrics"], &scalar["fidelity"]), (&best["metrics"], &best["fidelity"]));
+    let unknown = with("mmx");
+    assert_eq!(unknown.code, Some(2));
+    let expected =
+        "error: `COMPRESS_SIMD=mmx` is no instruction set that there are kernels for; use one of `";
+    assert!(unknown.stderr.starts_with(expected), "{}", unknown.stderr);
+    assert!(unknown.stderr.contains("`scalar`"), "{}", unknown.stderr);
+}
