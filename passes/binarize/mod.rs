@@ -444,17 +444,17 @@ fn figures(changes: &[Change]) -> BTreeMap<&'static str, f64> {
     let weights: usize = changes.iter().map(|c| c.after.shape.iter().product::<usize>()).sum();
     let bytes: usize = changes.iter().map(|c| c.after.bytes).sum();
     let mut figures = BTreeMap::from([
-        ("bits a weight of the layers", 8.0 * bytes as f64 / weights.max(1) as f64),
-        ("bytes of the layers' matrices", bytes as f64),
+        ("layer_bits_per_weight", 8.0 * bytes as f64 / weights.max(1) as f64),
+        ("layer_bytes", bytes as f64),
     ]);
     for change in changes {
         let form = match change.after.form.as_str() {
-            "int8" => "matrices in int8",
-            f if f.starts_with("double") => "matrices in two factors",
-            f if f.starts_with("binary(planes=1") => "matrices in 1 plane",
-            f if f.starts_with("binary(planes=2") => "matrices in 2 planes",
-            f if f.starts_with("binary(planes=3") => "matrices in 3 planes",
-            _ => "matrices in 4 planes",
+            "int8" => "matrices_int8",
+            f if f.starts_with("double") => "matrices_two_factors",
+            f if f.starts_with("binary(planes=1") => "matrices_1_plane",
+            f if f.starts_with("binary(planes=2") => "matrices_2_planes",
+            f if f.starts_with("binary(planes=3") => "matrices_3_planes",
+            _ => "matrices_4_planes",
         };
         *figures.entry(form).or_default() += 1.0;
     }
