@@ -133,7 +133,7 @@ const BLOCK: usize = 128;
 const ROTATION_PART: usize = 8;
 /// Rows for each codeword, at least: with fewer, codebooks cost more than they save.
 const ROWS_PER_WORD: usize = 4;
-/// Bytes of a row in factors where nothing says how many: half of the columns in f16 numbers of a quarter of the rank.
+/// Columns for each rank of factors, where nothing says how many.
 const SVD_PART: usize = 4;
 /// Rows that one task compares.
 const ROWS: usize = 1024;
