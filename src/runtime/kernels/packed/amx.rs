@@ -58,7 +58,9 @@ fn granted() -> bool {
 pub(super) fn multiply(product: &mut Product) {
     let (weights, x) = (product.weights, product.x);
     let padded = weights.padded();
-    if x.tokens < fewest(&weights.form, x.bits) || padded == 0 {
+    // Counting where signs differ takes AVX-512 a third of the time that tiles of bytes take.
+    let signs = matches!(weights.form, Form::Signs(_)) && x.bits == Bits::One;
+    if signs || x.tokens < fewest(&weights.form, x.bits) || padded == 0 {
         return avx512::multiply(product);
     }
     let positive;
@@ -70,7 +72,6 @@ pub(super) fn multiply(product: &mut Product) {
         Bits::Four | Bits::Eight => &x.codes,
     };
     let sum = match (&weights.form, x.bits) {
-        (Form::Signs(_), Bits::One) => Sum::BothSet,
         (Form::Int8(_), Bits::One) => Sum::Positive,
         (Form::Signs(signs), Bits::Eight) if signs.planes > 1 => Sum::Products,
         (Form::Signs(_), _) => Sum::Set,

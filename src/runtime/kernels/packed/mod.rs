@@ -451,8 +451,6 @@ enum Sum {
     Differing,
     /// Weights where the sign of the activation is +1.
     Positive,
-    /// Columns where both signs are +1.
-    BothSet,
 }
 
 /// A product being made; `data` has an element for each token and row, which `multiply` checked.
@@ -475,7 +473,6 @@ impl Product<'_> {
             Sum::Set => (2, -x.totals[t], x.zeros[t]),
             Sum::Differing => (-2, weights.cols as i32, 0),
             Sum::Positive => (2, 0, 1),
-            Sum::BothSet => (4, -2 * x.totals[t], 1),
         };
         let to = weights.rows.min(from + sums.len());
         let out = &mut self.data[t * self.stride + from..][..to - from];

@@ -41,7 +41,7 @@ pub struct Quantised {
     pub(super) scales: Vec<f32>,
     /// `[tokens]`; no meaning at one bit.
     pub(super) zeros: Vec<i32>,
-    /// `[tokens]`, the sum of the codes; at one bit, how many are +1.
+    /// `[tokens]`, the sum of the codes; no meaning at one bit.
     pub(super) totals: Vec<i32>,
 }
 
@@ -119,7 +119,7 @@ pub fn binarise(
         words: vec![0; tokens * cols.next_multiple_of(CHUNK) / WORD],
         scales: vec![0.0; tokens],
         zeros: Vec::new(),
-        totals: vec![0; tokens],
+        totals: Vec::new(),
     };
     if cols > 0 {
         sign(x, &shift, &mut out);
@@ -299,6 +299,5 @@ fn sign_rows(x: &[f32], shift: &[f32], out: &mut Quantised) {
             packed[chunks.len()] |= u32::from(u >= 0.0) << i;
         }
         out.scales[t] = sums.iter().sum::<f32>() / cols as f32;
-        out.totals[t] = packed.iter().map(|word| word.count_ones() as i32).sum();
     }
 }
