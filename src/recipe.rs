@@ -305,7 +305,7 @@ mod tests {
 
     #[test]
     fn mistakes_are_named_with_what_was_meant() {
-        insta::assert_snapshot!(error("prunne"), @"no pass is named `prunne`, did you mean `prune`?; this build knows: prune, tokens, embed, binarize, quantize, distill");
+        insta::assert_snapshot!(error("prunne"), @"no pass is named `prunne`, did you mean `prune`?; this build knows: vocab, prune, tokens, embed, binarize, quantize, distill");
         insta::assert_snapshot!(error("prune(sparcity=0.5)"), @"pass `prune` has no option `sparcity`, did you mean `sparsity`?; it knows: batch, dropout, finetune, finetune_rate, flops, hidden, mask_rate, masks, matching, mode, params, prediction, rate, rearrange, repair, round_to, rounds, save_masks, shape, sparsity, speedup, start, steps, temperature, warmup, width");
         insta::assert_snapshot!(error("prune(sparsity=high)"), @r#"cannot read the recipe: found options of `prune` that do not parse (invalid type: string "high", expected f64), expected what `compress passes prune` lists"#);
         insta::assert_snapshot!(error("binarize(planes=9)"), @"pass `binarize`: `planes` is 9, expected 1, 2, 3 or 4");
