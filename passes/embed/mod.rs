@@ -130,7 +130,7 @@ const WIDTHS: [usize; 9] = [2, 3, 4, 6, 8, 12, 16, 24, 32];
 /// Columns of a block that is rotated, at most.
 const BLOCK: usize = 128;
 /// A rotation of all columns may have this part of the codes' bytes.
-const ROTATION_PART: usize = 8;
+const ROTATION_PART: usize = 4;
 /// Rows for each codeword, at least: with fewer, codebooks cost more than they save.
 const ROWS_PER_WORD: usize = 4;
 /// Columns for each rank of factors, where nothing says how many.

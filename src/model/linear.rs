@@ -150,7 +150,8 @@ impl Weight {
         Ok(Int8::take(checkpoint, name, shape)?.map(Weight::Int8))
     }
 
-    /// As [`Weight::take_packed`], of the forms that only tables have. `errors` is what config.json says of them.
+    /// As [`Weight::take_packed`], of the forms that only tables have. `errors` and `digits` are what config.json says
+    /// of them.
     ///
     /// # Errors
     /// When parts are missing or do not fit `shape` or each other.
@@ -159,8 +160,9 @@ impl Weight {
         name: &str,
         shape: [usize; 2],
         errors: Option<TableErrors>,
+        digits: bool,
     ) -> Result<Option<Weight>> {
-        if let Some(subspace) = Subspace::take(checkpoint, name, shape, errors)? {
+        if let Some(subspace) = Subspace::take(checkpoint, name, shape, errors, digits)? {
             return Ok(Some(Weight::Subspace(subspace)));
         }
         Ok(Factored::take(checkpoint, name, shape, errors)?.map(Weight::Factored))

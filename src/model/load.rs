@@ -144,8 +144,9 @@ impl Reader<'_> {
 
     /// The word table: of latent weights, its signs.
     fn words(&mut self, name: &str, shape: [usize; 2], key: &str) -> Result<Weight> {
-        let errors = self.structure.packed(name).errors;
-        if let Some(table) = Weight::take_table(self.checkpoint, name, shape, errors)? {
+        let said = self.structure.packed(name);
+        let table = Weight::take_table(self.checkpoint, name, shape, said.errors, said.digits)?;
+        if let Some(table) = table {
             return Ok(table);
         }
         match self.weight(name, shape, key)? {

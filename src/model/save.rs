@@ -89,7 +89,15 @@ impl Structure {
                     bad(format!("packed.{name}.error"), found, expected)
                 })?),
             };
-            packed.insert(name.clone(), Packed { group, activations, errors });
+            let digits = match &said["codes"] {
+                Value::Null => false,
+                Value::String(codes) if codes == "digits" => true,
+                found => {
+                    let expected = "null, or \"digits\"".into();
+                    return Err(bad(format!("packed.{name}.codes"), found, expected));
+                }
+            };
+            packed.insert(name.clone(), Packed { group, activations, errors, digits });
         }
         let tokens = TokenSchedule::read(&entry["tokens"], config.layers)?;
         Ok(Structure { layers, packed, tokens })
@@ -119,6 +127,8 @@ pub(super) struct Packed {
     pub activations: Activations,
     /// Of a table.
     pub errors: Option<TableErrors>,
+    /// Of a table whose codes are the digits of its ids: none are stored.
+    pub digits: bool,
 }
 
 /// What `form` says of a packed matrix.
@@ -272,6 +282,7 @@ impl Model {
                     Weight::Int8(_) => json!({"form": "int8", "activations": activations}),
                     Weight::Subspace(s) => json!({
                         "form": "subspace", "slices": s.slices, "words": s.words,
+                        "codes": matches!(s.codes, Codes::Digits).then_some("digits"),
                         "error": weight.table_errors().map(said),
                     }),
                     Weight::Factored(f) => json!({

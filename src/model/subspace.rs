@@ -199,7 +199,8 @@ impl Subspace {
         tensors
     }
 
-    /// Reads the tensors at `name`, if the checkpoint has such a table there, and takes them out of it.
+    /// Reads the tensors at `name`, if the checkpoint has such a table there, and takes them out of it. Codes may be missing
+    /// only where they are `digits` of the ids.
     ///
     /// # Errors
     /// When parts are missing or do not fit `shape` or each other, a code has no codeword, or a number is not finite.
@@ -208,6 +209,7 @@ impl Subspace {
         name: &str,
         shape: [usize; 2],
         errors: Option<TableErrors>,
+        digits: bool,
     ) -> Result<Option<Subspace>> {
         let [rows, cols] = shape;
         let Some(books) = checkpoint.take(&format!("{name}.pq_codebooks")) else {
@@ -222,6 +224,9 @@ impl Subspace {
         };
         let mut parts = Parts::new(checkpoint, name, &books);
         let codes = parts.optional("pq_codes");
+        if codes.is_none() && !digits {
+            return Err(parts.missing("pq_codes"));
+        }
         let [count, words, width] = *books.shape else {
             let found = books.shape.clone();
             return Err(unfit(&books, found, vec![1, 256, cols]));

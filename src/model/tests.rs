@@ -257,7 +257,7 @@ fn mistakes_in_packed_parts_are_named() {
     tensor `encoder.layer.0.attention.self.key.lowrank_v_scale` has shape [3], expected [2] from the `compress` entry and the sizes in config.json; use the config.json that was saved with these weights
     tensor `encoder.layer.0.attention.self.value.weight_int8` holds the code -65, but codes go from -64 to 64; pack the model again, or fetch the checkpoint again
     tensor `encoder.layer.0.attention.self.value.weight_int8` has dtype F16, expected I8; convert the checkpoint first
-    config.json: `compress.packed.encoder.layer.0.attention.self.query.form` is "ternary", expected "binary", "double" or "int8", the forms that this build reads; use the config.json that was written with these weights
+    config.json: `compress.packed.encoder.layer.0.attention.self.query.form` is "ternary", expected "binary", "double", "int8", "subspace", "factored": the forms that this build reads; use the config.json that was written with these weights
     config.json: `compress.packed.encoder.layer.0.attention.self.query.activations` is 16, expected null, 8, 4 or 1; use the config.json that was written with these weights
     "#);
 }

@@ -94,7 +94,7 @@ fn options_of_distill_that_make_no_sense() {
     embeddings=2
         cannot read the recipe: found options of `distill` that do not parse (invalid type: integer `2`, expected a boolean), expected what `compress passes distill` lists
     stps=3
-        pass `distill` has no option `stps`, did you mean `steps`?; it knows: accumulate, attention, batch, bucket, clip, decay, dropout, embedding, embeddings, evaluate, hidden, matching, method, patience, prediction, rate, relations, replace, replaced_at, schedule, similarity, sinkhorn, steps, swap, task, temperature, warmup
+        pass `distill` has no option `stps`, did you mean `steps`?; it knows: accumulate, attention, batch, bucket, clip, codewords, decay, dropout, embedding, embeddings, evaluate, hidden, matching, method, patience, prediction, rate, relations, replace, replaced_at, schedule, similarity, sinkhorn, steps, swap, task, temperature, warmup
     "#);
 }
 
