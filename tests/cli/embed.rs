@@ -5,7 +5,7 @@ use crate::support::{Dir, reviews};
 #[test]
 fn an_embedded_table_is_inspected_verified_and_told_of() {
     let dir = Dir::new();
-    let (model, train) = (reviews("model"), reviews("train.tsv"));
+    let (model, dev) = (reviews("model"), reviews("dev.tsv"));
     dir.ok(&["--passes", "embed", &model, "--calib", &dev, "-o", "out"]);
     dir.ok(&["verify", "out"]);
     let said = dir.ok(&["inspect", "out"]);
@@ -44,10 +44,10 @@ fn the_order_of_passes_is_checked() {
 #[test]
 fn codewords_recover() {
     let dir = Dir::new();
-    let (model, dev) = (reviews("model"), reviews("dev.tsv"));
+    let (model, train) = (reviews("model"), reviews("train.tsv"));
     let run = |passes: &str, out: &str| -> f64 {
         let args =
-            ["--passes", passes, &model, "--data", &train, "--data-texts", "1500", "-o", out];
+            ["-q", "--passes", passes, &model, "--data", &train, "--data-texts", "1500", "-o", out];
         let json = dir.json(&args);
         let fidelity = json["report"]["quality"]["fidelity"].as_array().unwrap().clone();
         let kl = fidelity.iter().find(|m| m["name"] == "mean_kl_nats").unwrap();
