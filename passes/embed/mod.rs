@@ -230,7 +230,14 @@ impl Pass for Embed {
                 let exact = frequencies.exact(hottest);
                 let weights = frequencies.weights(self, &exact);
                 let table = (tensor, &name[..]);
-                Weight::Subspace(subspace::fit(table, &weights, &exact, &plan, seed, cx.progress)?)
+                Weight::Subspace(Box::new(subspace::fit(
+                    table,
+                    &weights,
+                    &exact,
+                    &plan,
+                    seed,
+                    cx.progress,
+                )?))
             }
             Method::Paper => {
                 cx.progress.start("embed", 1);
@@ -245,7 +252,7 @@ impl Pass for Embed {
                     self.assignment,
                     seed,
                 )?;
-                Weight::Subspace(table)
+                Weight::Subspace(Box::new(table))
             }
             Method::Svd => {
                 cx.progress.start("embed", 1);

@@ -46,7 +46,7 @@ fn relative(tensor: &Tensor, weight: &Weight) -> f64 {
 fn fitted(tensor: &Tensor, plan: &Plan) -> f64 {
     let weights = vec![1.0; tensor.shape[0]];
     let found = subspace::fit((tensor, "w"), &weights, &[], plan, 0, &Quiet).expect("floats");
-    relative(tensor, &Weight::Subspace(found))
+    relative(tensor, &Weight::Subspace(Box::new(found)))
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn bytes_are_those_of_the_formula() {
     let tensor = table(rows, cols, &gaussian(rows * cols, 86));
     let plan = Plan { width: 5, words: 20, shared: false, rotation: Some(cols) };
     let found = subspace::fit((&tensor, "w"), &vec![1.0; rows], &[3, 9], &plan, 0, &Quiet);
-    let found = Weight::Subspace(found.expect("floats"));
+    let found = Weight::Subspace(Box::new(found.expect("floats")));
     assert_eq!(found.bytes(), plan.bytes(rows, cols, 2));
     // Notes, §1.6: parameters are the codewords, and 99.895 % fewer of BERT's.
     let tensor = table(1000, 6, &gaussian(6000, 87));
@@ -242,7 +242,7 @@ fn dispersed_codewords_leave_of_noise_what_the_notes_say() {
     let tokens = vec![1.0; 10_000];
     let options = (&ones[..], &tokens[..]);
     let found = paper::fit((&tensor, "w"), options, &[], (2, 100), Assignment::Dispersed, 0);
-    let found = Weight::Subspace(found.expect("floats"));
+    let found = Weight::Subspace(Box::new(found.expect("floats")));
     let left = relative(&tensor, &found);
     assert!((left - 0.990).abs() < 0.004, "{left}");
     let Weight::Subspace(found) = found else { unreachable!("just made") };

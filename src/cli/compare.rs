@@ -254,10 +254,10 @@ fn names(paths: &[PathBuf]) -> Vec<String> {
         sorted.dedup();
         sorted.len() == names.len()
     };
-    let tries = (1..=4).map(|parts| paths.iter().map(|p| end(p, parts)).collect::<Vec<_>>());
-    let mut names = match tries.clone().find(|names| distinct(names)) {
+    let ends = |parts| paths.iter().map(|p| end(p, parts)).collect::<Vec<_>>();
+    let mut names = match (1..=4).map(ends).find(|names| distinct(names)) {
         Some(names) => return names,
-        None => tries.last().unwrap_or_default(),
+        None => ends(2),
     };
     for i in (0..names.len()).rev() {
         let before = names[..i].iter().filter(|n| **n == names[i]).count();

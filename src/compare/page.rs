@@ -293,9 +293,9 @@ fn passes(variants: &[Variant]) -> String {
     let mut rows = String::new();
     for (i, v) in variants.iter().enumerate() {
         for p in &v.passes {
-            let _ = write!(
+            let _ = writeln!(
                 rows,
-                "<tr><th scope=\"row\">{}{}</th><td>{}</td><td>{} to {}</td><td>{} to {}</td></tr>\n",
+                "<tr><th scope=\"row\">{}{}</th><td>{}</td><td>{} to {}</td><td>{} to {}</td></tr>",
                 key(i),
                 escape(&v.name),
                 escape(&p.pass),

@@ -118,13 +118,14 @@ pub fn time(
     assert_eq!(encoders.len(), loads.len(), "loads of every model");
     let count = loads.first().map_or(0, Vec::len);
     assert!(loads.iter().all(|of| of.len() == count), "as many loads for each model");
+    let load = |m: usize, l: usize| &loads[m][l];
     let mut timings = vec![Vec::with_capacity(count); encoders.len()];
     for l in 0..count {
         let mut ms = vec![Vec::with_capacity(runs); encoders.len()];
         for run in 0..=runs {
             for (m, encoder) in encoders.iter().enumerate() {
                 let start = Instant::now();
-                loads[m][l].batches.iter().try_for_each(|batch| self::run(encoder, batch))?;
+                load(m, l).batches.iter().try_for_each(|batch| self::run(encoder, batch))?;
                 if run > 0 {
                     ms[m].push(start.elapsed().as_secs_f64() * 1e3);
                 }
@@ -132,7 +133,7 @@ pub fn time(
             step()?;
         }
         for (m, timings) in timings.iter_mut().enumerate() {
-            let load = &loads[m][l];
+            let load = load(m, l);
             let ratios = ms[0].iter().zip(&ms[m]).map(|(first, own)| first / own).collect();
             let whole = Spread::of(ms[m].clone());
             let batches = load.batches.len().max(1) as f64;

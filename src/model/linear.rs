@@ -62,7 +62,7 @@ pub enum Weight {
     Double(DoubleBinary),
     Int8(Int8),
     /// Of tables alone.
-    Subspace(Subspace),
+    Subspace(Box<Subspace>),
     /// Of tables alone.
     Factored(Factored),
 }
@@ -163,7 +163,7 @@ impl Weight {
         digits: bool,
     ) -> Result<Option<Weight>> {
         if let Some(subspace) = Subspace::take(checkpoint, name, shape, errors, digits)? {
-            return Ok(Some(Weight::Subspace(subspace)));
+            return Ok(Some(Weight::Subspace(Box::new(subspace))));
         }
         Ok(Factored::take(checkpoint, name, shape, errors)?.map(Weight::Factored))
     }

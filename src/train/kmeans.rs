@@ -200,7 +200,7 @@ fn assign(
     let nearest = Nearest::new(centres, width);
     let rows = x.par_chunks(BLOCK * width).zip(weights.par_chunks(BLOCK));
     let out = codes.par_chunks_mut(BLOCK).zip(costs.par_chunks_mut(BLOCK));
-    let block = |((x, weights), (codes, costs)): ((&[f32], &[f32]), (&mut [u16], &mut [f32]))| {
+    let block = |x: &[f32], weights: &[f32], codes: &mut [u16], costs: &mut [f32]| {
         nearest.assign(x, codes);
         let mut sum = 0.0;
         for (((x, &w), &code), cost) in
@@ -213,7 +213,9 @@ fn assign(
         }
         sum
     };
-    let parts: Vec<f64> = rows.zip(out).map(block).collect();
+    let all = rows.zip(out);
+    let parts: Vec<f64> =
+        all.map(|((x, weights), (codes, costs))| block(x, weights, codes, costs)).collect();
     parts.iter().sum()
 }
 

@@ -73,7 +73,7 @@ impl<'m> Trainer<'m> {
                         Weight::Double(double) => Form::Double(Double::of(double)),
                         Weight::Int8(int8) => Form::Rounded(Rounded::of(int8)),
                         Weight::Subspace(table) => {
-                            Form::Codebook(Box::new(Codebook { table: table.clone() }))
+                            Form::Codebook(Box::new(Codebook { table: *table.clone() }))
                         }
                         Weight::Factored(table) => Form::Factors(TableFactors::of(table)),
                     };
@@ -435,7 +435,7 @@ impl Trained {
                     *weight = Weight::Int8(rounded.pack(weight.name().to_string()));
                 }
                 (Place::Matrix(weight), Value::Codebook(codebook)) => {
-                    *weight = Weight::Subspace(codebook.pack(weight.name().to_string()));
+                    *weight = Weight::Subspace(Box::new(codebook.pack(weight.name().to_string())));
                 }
                 (Place::Matrix(weight), Value::Factors(factors)) => {
                     *weight = Weight::Factored(factors.pack(weight.name().to_string()));
