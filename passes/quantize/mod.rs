@@ -34,7 +34,7 @@ pub struct Quantize {
 pub enum Form {
     /// It stays as it is.
     None,
-    /// [`Int8`]; a layer rounds its inputs to 8 bits too.
+    /// [`crate::model::Int8`]; a layer rounds its inputs to 8 bits too.
     Int8,
     F16,
 }

@@ -211,7 +211,7 @@ pub fn metrics(model: &Model, prepared: &Prepared, answers: &Answers) -> Result<
     Ok(found)
 }
 
-/// What the first of [`metrics`] is made of; `None` where there is none.
+/// What the first of [`metrics()`] is made of; `None` where there is none.
 pub fn outcomes(model: &Model, prepared: &Prepared, answers: &Answers) -> Option<Outcomes> {
     let ranks = |predicted: Vec<f64>, scores: &[f32]| Outcomes::Ranks {
         predicted,
