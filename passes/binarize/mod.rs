@@ -29,7 +29,7 @@ pub const ENTRY: Entry = Entry::new::<Binarize>(
     "binarize",
     "store matrices as sign planes or two binary factors, plus a low-rank residual",
     include_str!("README.md"),
-    &["prune", "binarize"],
+    &["prune", "vocab", "binarize"],
 );
 
 /// Options of the pass.

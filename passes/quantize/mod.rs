@@ -13,7 +13,7 @@ pub const ENTRY: Entry = Entry::new::<Quantize>(
     "quantize",
     "store matrices in 8-bit integers with a scale a row, or in half precision",
     include_str!("README.md"),
-    &["prune", "binarize", "quantize"],
+    &["prune", "vocab", "binarize", "quantize"],
 );
 
 /// Options of the pass.

@@ -76,8 +76,12 @@ fn the_order_of_passes_changes_no_byte() {
     let tokenizer = |out: &str| dir.tree(out)["/tokenizer.json"].clone();
     assert_eq!(tokenizer("first"), tokenizer("last"));
     assert_eq!(report["passes"][1]["name"], "vocab");
+    let vocab = "vocab(keep=keep.tsv)";
     let error =
-        dir.fails(4, &["-q", "--passes", "quantize,vocab(keep=keep.tsv)", &model, "-o", "packed"]);
+        dir.fails(3, &["-q", "--passes", &format!("quantize,{vocab}"), &model, "-o", "packed"]);
+    insta::assert_snapshot!(error);
+    dir.ok(&["-q", "--passes", "quantize", &model, "-o", "packed"]);
+    let error = dir.fails(4, &["-q", "--passes", vocab, "packed", "-o", "smaller"]);
     insta::assert_snapshot!(error);
 }
 
