@@ -9,9 +9,9 @@ use crate::data::Calibration;
 use crate::model::{Linear, Model};
 use crate::pass::Context;
 use crate::report::Change;
-use crate::runtime::kernels::MatMut;
+use crate::runtime::kernels::{Mat, MatMut, product};
 use crate::runtime::tokens::{Importance, rows};
-use crate::runtime::{Batch, Dense, Encoder, Inputs, RunAttention, RunFeedForward};
+use crate::runtime::{Batch, Dense, Encoder, RunAttention, RunFeedForward};
 use crate::train::moments::Moments;
 use crate::train::{sweep, update};
 use std::borrow::Cow;
@@ -215,7 +215,9 @@ fn lacking(dense: &Dense, x: [&[f32]; 2], residual: [&[f32]; 2]) -> Vec<f32> {
     let tokens = x[0].len() / dense.input.max(1);
     let mut out = vec![0.0; tokens * dense.out];
     let x = difference(x[0], x[1]);
-    dense.multiply(&Inputs::new(&x, tokens), MatMut::new(&mut out, tokens, dense.out));
+    let (out_of_x, x) =
+        (MatMut::new(&mut out, tokens, dense.out), Mat::new(&x, tokens, dense.input));
+    product(out_of_x, x, dense.matrix().t(), 1.0);
     let [was, is] = residual;
     out.iter_mut().zip(was.iter().zip(is)).for_each(|(o, (was, is))| *o += was - is);
     out

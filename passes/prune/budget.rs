@@ -152,7 +152,7 @@ impl Budget {
             return Ok(None);
         }
         let tokens = COMPUTE_TOKENS.min(latency::max_tokens(&before.config, before.family));
-        let encoders = [Encoder::new(before)?, Encoder::new(after)?];
+        let encoders = [Encoder::packed(before)?, Encoder::packed(after)?];
         let times = latency::measure(&[&encoders[0], &encoders[1]], tokens, RUNS)?;
         Ok(Some(times[0].median_ms / times[1].median_ms))
     }

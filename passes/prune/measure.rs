@@ -27,8 +27,12 @@ impl Price {
     /// # Errors
     /// As [`Encoder::forward`]: more tokens than the model has positions.
     pub fn measured(model: &Model, batch: usize, tokens: usize) -> Result<Price> {
+        latency::on_one_thread(|| Price::timed(model, batch, tokens))
+    }
+
+    fn timed(model: &Model, batch: usize, tokens: usize) -> Result<Price> {
         let outside = Model { layers: Vec::new(), ..model.clone() };
-        let encoder = Encoder::new(&outside)?;
+        let encoder = Encoder::packed(&outside)?;
         let texts = texts(&encoder, batch, tokens);
         encoder.forward(&texts, None, &mut NoObserver)?;
 
@@ -120,12 +124,14 @@ fn dense(out: usize, input: usize) -> Dense<'static> {
     Dense {
         weight: weight.into(),
         integers: None,
+        panels: None,
         bias: Some(numbers(out).into()),
         out,
         input,
         activations,
         elastic: None,
     }
+    .laid_out()
 }
 
 fn norm(width: usize, eps: f32) -> RunNorm<'static> {

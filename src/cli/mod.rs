@@ -171,12 +171,14 @@ pub fn main() -> ExitCode {
 }
 
 /// glibc keeps freed buffers of up to 32 MiB for later, once it has seen one; over a run of passes that is
-/// a third of the peak. Buffers from 16 MiB on go back to the system when they are freed.
+/// a third of the peak. Buffers from 16 MiB on go back to the system when they are freed; up to 32 MiB of smaller ones stay, which every
+/// layer of a forward pass asks for again.
 fn return_large_buffers() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt only sets a parameter, before any thread is started.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 16 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 32 << 20);
     }
 }
 

@@ -1,8 +1,8 @@
 //! How long a forward pass takes.
 
-use crate::Result;
 use crate::model::{Config, Family};
 use crate::runtime::{Batch, Encoder, NoObserver};
+use crate::{Error, Result};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -22,6 +22,24 @@ pub struct Latency {
 /// # Errors
 /// As [`Encoder::forward`].
 pub fn measure(encoders: &[&Encoder], tokens: usize, runs: usize) -> Result<Vec<Latency>> {
+    on_one_thread(|| measured(encoders, tokens, runs))
+}
+
+/// Runs `work` where kernels find one thread to spread over: this one.
+///
+/// # Errors
+/// If no thread can be started, and those of `work`.
+pub fn on_one_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+    let pool = pool.map_err(|e| Error::Mismatch {
+        found: format!("no thread could be started to time on ({e})"),
+        expected: "one is needed".into(),
+        advice: "raise the limit of threads and processes",
+    })?;
+    pool.install(work)
+}
+
+fn measured(encoders: &[&Encoder], tokens: usize, runs: usize) -> Result<Vec<Latency>> {
     let mut times = vec![Vec::with_capacity(runs); encoders.len()];
     for run in 0..=runs {
         for (encoder, times) in encoders.iter().zip(&mut times) {

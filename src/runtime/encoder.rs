@@ -3,7 +3,7 @@
 
 use super::binary::{RunBinary, RunElastic};
 use super::integer::IntegerMatrix;
-use super::kernels::{self, Mat, MatMut, packed::Quantised};
+use super::kernels::{self, Mat, MatMut, Panels, packed::Quantised};
 use super::lookup;
 use crate::Result;
 use crate::model::{
@@ -37,9 +37,10 @@ pub struct Encoder<'m> {
 /// `y = x·Wᵀ + b` in f32, of inputs that may be rounded first.
 #[derive(Debug, Clone)]
 pub struct Dense<'m> {
-    /// `[out, in]`; empty where `integers` stands for it.
+    /// `[out, in]`; empty where `integers` or `panels` stand for it.
     pub weight: Cow<'m, [f32]>,
     pub integers: Option<Arc<IntegerMatrix>>,
+    pub panels: Option<Arc<Panels>>,
     /// `[out]`
     pub bias: Option<Cow<'m, [f32]>>,
     pub out: usize,
@@ -137,6 +138,7 @@ impl<'m> Dense<'m> {
         Ok(Dense {
             weight: linear.weight.to_f32()?,
             integers: None,
+            panels: None,
             bias: linear.bias.as_ref().map(|b| b.to_f32()).transpose()?,
             out: linear.weight.rows(),
             input: linear.weight.cols(),
@@ -145,20 +147,32 @@ impl<'m> Dense<'m> {
         })
     }
 
-    /// With the matrix as integer kernels take it, where it is stored so and the layer rounds its inputs.
+    /// With the matrix as kernels take it: those for integers where it is stored so and the layer rounds its inputs, else those
+    /// for f32, where the machine has any.
     pub fn packed(linear: &'m Linear) -> Result<Dense<'m>> {
         let Some(matrix) = IntegerMatrix::new(linear) else {
-            return Dense::new(linear);
+            return Ok(Dense::new(linear)?.laid_out());
         };
         Ok(Dense {
             weight: Cow::Borrowed(&[]),
             integers: Some(Arc::new(matrix)),
+            panels: None,
             bias: linear.bias.as_ref().map(|b| b.to_f32()).transpose()?,
             out: linear.weight.rows(),
             input: linear.weight.cols(),
             activations: linear.activations,
             elastic: linear.elastic.as_deref().map(RunElastic::new).transpose()?,
         })
+    }
+
+    /// With the matrix in panels, where the machine has kernels for them. No gradient goes back through it.
+    pub fn laid_out(self) -> Dense<'m> {
+        match Panels::new(self.matrix()) {
+            Some(panels) => {
+                Dense { weight: Cow::Borrowed(&[]), panels: Some(Arc::new(panels)), ..self }
+            }
+            None => self,
+        }
     }
 
     /// As [`RunLayer::leaves_mut`].
@@ -186,24 +200,32 @@ impl<'m> Dense<'m> {
         }
     }
 
-    /// `x·Wᵀ`, without the bias.
-    pub fn multiply(&self, x: &Inputs, out: MatMut) {
-        if self.input == 0 || self.out == 0 {
-            return;
-        }
+    /// `x·Wᵀ + b`, into `out`, which is all zeros.
+    pub fn multiply(&self, x: &Inputs, mut out: MatMut) {
+        let bias = self.bias.as_deref().filter(|b| !b.is_empty());
         if let Some(matrix) = &self.integers {
-            return matrix.multiply(x, self.elastic.as_ref(), out);
-        }
-        let signs;
-        let values = match (&self.elastic, self.activations) {
-            (Some(elastic), _) => {
-                signs = elastic.signs(x.x);
-                &signs
+            matrix.multiply(x, self.elastic.as_ref(), out.again());
+        } else if self.input * self.out > 0 {
+            let signs;
+            let values = match (&self.elastic, self.activations) {
+                (Some(elastic), _) => {
+                    signs = elastic.signs(x.x);
+                    &signs
+                }
+                (None, Activations::Exact) => x.x,
+                (None, rounds) => {
+                    x.rounded.get_or_init(|| kernels::rounded(x.x, self.input, rounds))
+                }
+            };
+            let values = Mat::new(values, x.rows, self.input);
+            if let Some(panels) = &self.panels {
+                return panels.multiply(values, bias, out);
             }
-            (None, Activations::Exact) => x.x,
-            (None, rounds) => x.rounded.get_or_init(|| kernels::rounded(x.x, self.input, rounds)),
-        };
-        kernels::product(out, Mat::new(values, x.rows, self.input), self.matrix().t(), 1.0);
+            kernels::product(out.again(), values, self.matrix().t(), 1.0);
+        }
+        if let Some(bias) = bias {
+            out.rows_mut().for_each(|row| kernels::add_bias(row, bias));
+        }
     }
 
     /// `forward(x) + residual`: what the LayerNorm behind a block sees. The layer may have no inputs
@@ -218,9 +240,6 @@ impl<'m> Dense<'m> {
     pub fn forward_rows(&self, x: &[f32], rows: usize) -> Vec<f32> {
         let mut y = vec![0.0; rows * self.out];
         self.multiply(&Inputs::new(x, rows), MatMut::new(&mut y, rows, self.out));
-        if let Some(bias) = self.bias.as_ref().filter(|b| !b.is_empty()) {
-            kernels::add_bias(&mut y, bias);
-        }
         y
     }
 }

@@ -63,7 +63,7 @@ impl IntegerMatrix {
     /// `x·Wᵀ` of inputs that are rounded here; a residual sees them as they are.
     ///
     /// `elastic`: how they become signs, if they do.
-    pub fn multiply(&self, x: &Inputs, elastic: Option<&RunElastic>, out: MatMut) {
+    pub fn multiply(&self, x: &Inputs, elastic: Option<&RunElastic>, mut out: MatMut) {
         let rows = out.rows;
         match &self.matrix {
             Matrix::One(planes, residual) => {
@@ -76,7 +76,7 @@ impl IntegerMatrix {
                     }
                     None => x.codes(self.bits),
                 };
-                planes.multiply(codes, MatMut { data: &mut *out.data, ..out });
+                planes.multiply(codes, out.again());
                 if let Some(low) = residual {
                     add_residual(low, x.x, planes.cols(), out);
                 }

@@ -172,6 +172,7 @@ fn rows(linear: &Dense, keep: &[usize]) -> Dense<'static> {
     Dense {
         weight: Cow::Owned(weight),
         integers: None,
+        panels: None,
         bias,
         out: keep.len(),
         input: width,
@@ -190,6 +191,7 @@ fn columns(linear: &Dense, keep: &[usize]) -> Dense<'static> {
     Dense {
         weight: Cow::Owned(weight),
         integers: None,
+        panels: None,
         bias,
         out,
         input: keep.len(),

@@ -11,8 +11,10 @@ use super::encoder::{Encoder, Inputs, RunAttention, RunLayer};
 use super::forward::NoObserver;
 use super::kernels::{self, Mat, MatMut};
 use super::tokens::{Frozen, Importance, States, rows};
-use super::{Batch, Dense};
+use super::{Batch, Dense, Output};
+use crate::Result;
 use crate::model::{Reads, Score, TokenSchedule};
+use rayon::prelude::*;
 
 /// Which tokens leave a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +26,29 @@ pub enum Leaves<'a> {
     Ranked(&'a TokenSchedule),
 }
 
+/// Tokens of texts that go through all layers together: what a layer makes of them stays in the second-level cache. Groups are
+/// cut without regard to threads, and share them.
+const GROUP: usize = 256;
+
 impl Encoder<'_> {
+    /// [`Encoder::forward`] with nobody looking on.
+    pub(super) fn forward_fast(&self, batch: &Batch) -> Result<Output> {
+        let groups = groups(batch);
+        if groups.len() <= 1 {
+            let states = self.finish(0, self.embed(batch)?, batch);
+            return Ok(self.answer(&states.batch, &states.x, None));
+        }
+        let outputs = groups.par_iter().map(|group| self.forward_fast(group));
+        let outputs: Vec<Output> = outputs.collect::<Result<_>>()?;
+        let pooled = outputs.iter().map(|o| o.pooled.as_deref()).collect::<Option<Vec<_>>>();
+        Ok(Output {
+            values: outputs.iter().flat_map(|o| &o.values).copied().collect(),
+            width: outputs[0].width,
+            per_token: outputs[0].per_token,
+            pooled: pooled.map(|pooled| pooled.concat()),
+        })
+    }
+
     /// See [`Leaves`].
     pub fn leaves(&self, layer: usize) -> Leaves<'_> {
         if self.model.reads() == Reads::First && self.last_attention() == Some(layer) {
@@ -250,6 +274,19 @@ impl Encoder<'_> {
     }
 }
 
+/// The texts of `batch` in groups of at most [`GROUP`] tokens, or of one text.
+fn groups(batch: &Batch) -> Vec<Batch> {
+    let mut groups = Vec::new();
+    let mut from = 0;
+    while from < batch.texts() {
+        let end = batch.starts[from] + GROUP;
+        let to = (batch.starts.partition_point(|&start| start <= end) - 1).max(from + 1);
+        groups.push(batch.part(from, to.min(batch.texts())));
+        from = to;
+    }
+    groups
+}
+
 /// One text of a batch, within attention.
 struct Text<'a> {
     /// `[some tokens, heads · head_dim]`
@@ -304,11 +341,6 @@ fn key_value(key: &Dense, value: &Dense, x: &[f32], tokens: usize) -> Vec<f32> {
     for (i, linear) in [key, value].into_iter().enumerate() {
         let out = MatMut::new(&mut kv, tokens, 2 * width).columns(i * width, width);
         linear.multiply(&inputs, out);
-    }
-    let bias = |l: &Dense| l.bias.as_deref().unwrap_or_default().to_vec();
-    let bias = [bias(key), bias(value)].concat();
-    if bias.len() == 2 * width {
-        kernels::add_bias(&mut kv, &bias);
     }
     kv
 }

@@ -33,6 +33,48 @@ fn values(encoder: &Encoder, batch: &Batch, observer: &mut dyn Observer) -> Vec<
     [output.values, output.pooled.unwrap_or_default()].concat()
 }
 
+#[test]
+fn groups_are_whole_texts_and_say_what_their_batch_says() {
+    let lengths = [100, 100, 56, 1, 12, 12, 11, 10, 9, 255, 7];
+    let batch = {
+        let mut batch = Batch::default();
+        for (row, len) in lengths.into_iter().enumerate() {
+            let ids: Vec<u32> = (0..len).map(|i| (i * 7 + row as u32) % 13).collect();
+            batch.push(&ids, &vec![0; ids.len()], row);
+        }
+        batch
+    };
+    let spans = |b: &Batch| b.starts.windows(2).map(|s| (s[1] - s[0]) as u32).collect::<Vec<_>>();
+    let found: Vec<Vec<u32>> = groups(&batch).iter().map(spans).collect();
+    assert_eq!(found, [vec![100, 100, 56], vec![1, 12, 12, 11, 10, 9], vec![255], vec![7]]);
+    assert_eq!(groups(&batch.part(0, 1)), [batch.part(0, 1)]);
+    assert!(groups(&Batch::default()).is_empty());
+}
+
+#[test]
+fn a_batch_of_several_groups_answers_as_its_texts() {
+    for task in [Task::SequenceClassification, Task::TokenClassification, Task::Bare] {
+        let model = tiny("bert", task, 3);
+        let encoder = Encoder::packed(&model).expect("a model that runs");
+        let many: Vec<usize> = (0..60).map(|i| 1 + i % 12).collect();
+        let batch = batch(5, &many);
+        assert!(groups(&batch).len() > 1);
+        let alone: Vec<Output> = (0..batch.texts())
+            .map(|t| encoder.forward(&batch.part(t, t + 1), None, &mut NoObserver).expect("ids"))
+            .collect();
+        let all = encoder.forward(&batch, None, &mut NoObserver).expect("ids");
+        let values: Vec<f32> = alone.iter().flat_map(|o| &o.values).copied().collect();
+        assert_eq!(all.values.len(), values.len());
+        let near = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5);
+        assert!(near(&all.values, &values), "{task:?}");
+        let pooled: Option<Vec<Vec<f32>>> = alone.into_iter().map(|o| o.pooled).collect();
+        match (all.pooled, pooled) {
+            (Some(all), Some(pooled)) => assert!(near(&all, &pooled.concat()), "{task:?}"),
+            (all, pooled) => assert!(all.is_none() && pooled.is_none(), "{task:?}"),
+        }
+    }
+}
+
 /// Nothing is removed: tokens that are dropped stay where they are, and no other token sees them. Scores are
 /// means over the tokens that are left. Returns the last states, and which of them are left.
 fn masked(encoder: &Encoder, schedule: &TokenSchedule, batch: &Batch) -> (Vec<f32>, Vec<bool>) {

@@ -93,6 +93,17 @@ impl<'a> MatMut<'a> {
         MatMut { data, rows, ..self }
     }
 
+    /// The same matrix, to write to once more.
+    pub fn again(&mut self) -> MatMut<'_> {
+        MatMut { data: &mut *self.data, ..*self }
+    }
+
+    /// Its rows, `[cols]` each.
+    pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        let cols = self.cols;
+        self.data.chunks_mut(self.stride.max(1)).take(self.rows).map(move |row| &mut row[..cols])
+    }
+
     fn run(self, accumulate: Accum, a: Mat, b: Mat, alpha: f32) {
         let needed = match self.rows.min(self.cols) {
             0 => 0,

@@ -11,6 +11,7 @@ mod level;
 mod matmul;
 mod norm;
 pub mod packed;
+mod panels;
 #[cfg(test)]
 mod reference;
 mod rounding;
@@ -23,6 +24,7 @@ pub use level::{Level, limit, limit_by_environment};
 pub use matmul::MACS;
 pub use matmul::{Mat, MatMut, add_product, product};
 pub use norm::{add_bias, add_columns, layer_norm, layer_norm_backward};
+pub use panels::Panels;
 pub use rounding::rounded;
 
 /// Defines `pub fn name(args)` that runs `body` compiled for the best instruction set at hand.
