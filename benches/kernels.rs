@@ -32,7 +32,7 @@ fn packed(bencher: Bencher, (input, out): (usize, usize), weights: &Packed, bits
     let mut y = vec![0.0; TOKENS * out];
     bencher.counter(divan::counter::ItemsCount::new(2 * TOKENS * input * out)).bench_local(|| {
         let x = quantise(&x, TOKENS, input, bits);
-        weights.multiply(&x, MatMut::new(&mut y, TOKENS, out));
+        weights.multiply(&x, None, MatMut::new(&mut y, TOKENS, out));
     });
 }
 

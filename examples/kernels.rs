@@ -1,6 +1,7 @@
-//! Times products `[tokens, cols] · [cols, rows]` on one thread: f32, and packed matrices with activations made
-//! integers in each call. In each round every way is timed once, so that all of them see the same noise; what counts
-//! is the time on the processor, so that other programs do not. Weights stay in cache as far as they fit.
+//! Times products `[tokens, cols] · [cols, rows]` on one thread: f32 (of two matrices as they lie, and of one in panels, as dense
+//! layers are multiplied here), and packed matrices with activations made integers in each call. In each round every way is timed
+//! once, so that all of them see the same noise; what counts is the time on the processor, so that other programs do not. Weights
+//! stay in cache as far as they fit.
 //!
 //! `cargo run --release --example kernels -- [--rounds N] [TOKENS ...] [COLSxROWS ...]`
 //!
@@ -11,7 +12,7 @@
 //! call from Python, a few µs, is counted to them.
 
 use compress::runtime::kernels::packed::{Bits, Packed, quantise};
-use compress::runtime::kernels::{Level, Mat, MatMut, limit_by_environment, product};
+use compress::runtime::kernels::{Level, Mat, MatMut, Panels, limit_by_environment, product};
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -27,7 +28,7 @@ const SHAPES: [(usize, usize); 6] =
     [(384, 384), (384, 1536), (1536, 384), (768, 768), (768, 3072), (3072, 768)];
 /// A product is repeated until it has taken this long: in less, reading the clock shows.
 const SAMPLE_S: f64 = 2e-3;
-const OURS: [&str; 6] = ["f32", "Int8", "W1A8", "W2A8", "W1A4", "W1A1"];
+const OURS: [&str; 7] = ["f32", "f32 in panels", "Int8", "W1A8", "W2A8", "W1A4", "W1A1"];
 const PEERS: [&str; 2] = ["PyTorch f32", "ONNX Runtime int8"];
 /// What `kernel_peers.py` calls them.
 const REQUESTS: [&str; 2] = ["torch", "onnx"];
@@ -40,6 +41,7 @@ type Way<'a> = Box<dyn FnMut() + 'a>;
 
 fn main() -> Result<()> {
     limit_by_environment()?;
+    rayon::ThreadPoolBuilder::new().num_threads(1).build_global()?; // or panels find threads to share with
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     let mut rounds = ROUNDS;
     if let Some(at) = args.iter().position(|a| a == "--rounds") {
@@ -113,14 +115,19 @@ fn measure(
         let (x, mut y) = (&x, vec![0.0; tokens * rows]);
         Box::new(move || {
             let x = quantise(x, tokens, cols, bits);
-            Packed::multiply(weights, &x, MatMut::new(&mut y, tokens, rows));
+            Packed::multiply(weights, &x, None, MatMut::new(&mut y, tokens, rows));
         })
     };
-    let mut y = vec![0.0; tokens * rows];
+    let panels = Panels::new(Mat::new(&w, rows, cols)).ok_or("no kernels for panels here")?;
+    let (mut y, mut z) = (vec![0.0; tokens * rows], vec![0.0; tokens * rows]);
     let mut ours: [Way; OURS.len()] = [
         Box::new(|| {
             let (x, w) = (Mat::new(&x, tokens, cols), Mat::new(&w, rows, cols).t());
             product(MatMut::new(&mut y, tokens, rows), x, w, 1.0);
+        }),
+        Box::new(|| {
+            let x = Mat::new(&x, tokens, cols);
+            panels.multiply(x, None, MatMut::new(&mut z, tokens, rows));
         }),
         packed(&int8, Bits::Eight),
         packed(&one, Bits::Eight),
