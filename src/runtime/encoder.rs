@@ -200,29 +200,26 @@ impl<'m> Dense<'m> {
         }
     }
 
-    /// `x·Wᵀ + b`, into `out`, which is all zeros.
+    /// `x·Wᵀ + b`.
     pub fn multiply(&self, x: &Inputs, mut out: MatMut) {
         let bias = self.bias.as_deref().filter(|b| !b.is_empty());
         if let Some(matrix) = &self.integers {
-            matrix.multiply(x, self.elastic.as_ref(), out.again());
-        } else if self.input * self.out > 0 {
-            let signs;
-            let values = match (&self.elastic, self.activations) {
-                (Some(elastic), _) => {
-                    signs = elastic.signs(x.x);
-                    &signs
-                }
-                (None, Activations::Exact) => x.x,
-                (None, rounds) => {
-                    x.rounded.get_or_init(|| kernels::rounded(x.x, self.input, rounds))
-                }
-            };
-            let values = Mat::new(values, x.rows, self.input);
-            if let Some(panels) = &self.panels {
-                return panels.multiply(values, bias, out);
-            }
-            kernels::product(out.again(), values, self.matrix().t(), 1.0);
+            return matrix.multiply(x, self.elastic.as_ref(), bias, out);
         }
+        let signs;
+        let values = match (&self.elastic, self.activations) {
+            (Some(elastic), _) => {
+                signs = elastic.signs(x.x);
+                &signs
+            }
+            (None, Activations::Exact) => x.x,
+            (None, rounds) => x.rounded.get_or_init(|| kernels::rounded(x.x, self.input, rounds)),
+        };
+        let values = Mat::new(values, x.rows, self.input);
+        if let Some(panels) = &self.panels {
+            return panels.multiply(values, bias, out);
+        }
+        kernels::product(out.again(), values, self.matrix().t(), 1.0);
         if let Some(bias) = bias {
             out.rows_mut().for_each(|row| kernels::add_bias(row, bias));
         }
@@ -251,6 +248,11 @@ impl<'m> RunNorm<'m> {
 
     fn leaves_mut(&mut self) -> [&mut Cow<'m, [f32]>; 2] {
         [&mut self.weight, &mut self.bias]
+    }
+
+    /// Adds `residual` to `x` and normalises the rows, in place.
+    pub fn apply_sum(&self, x: &mut [f32], residual: &[f32]) {
+        kernels::add_norm(x, residual, &self.weight, &self.bias, self.eps);
     }
 
     /// Normalises the rows of `x` in place.

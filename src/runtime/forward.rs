@@ -14,6 +14,7 @@ use crate::model::family::Positions;
 use crate::model::slice::Masks;
 use crate::model::{Model, PoolMode, Reads};
 use crate::{Error, Result};
+use std::cell::Cell;
 
 /// The linear layers of a layer, by the input they share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -498,8 +499,8 @@ impl RunAttention<'_> {
 
     /// Output projection, residual and LayerNorm.
     pub fn finish(&self, context: &[f32], residual: &[f32]) -> Vec<f32> {
-        let mut y = self.output.add(context, residual);
-        self.norm.apply(&mut y);
+        let mut y = self.output.forward_rows(context, residual.len() / self.output.out);
+        self.norm.apply_sum(&mut y, residual);
         y
     }
 }
@@ -512,10 +513,23 @@ const TOKENS_F32: usize = 128;
 impl RunFeedForward<'_> {
     /// The whole block of `x`, `[tokens, hidden]`.
     pub fn run(&self, x: &[f32]) -> Vec<f32> {
-        let tokens = if self.up.integers.is_some() { TOKENS } else { TOKENS_F32 };
-        let parts = x.chunks((tokens * self.down.out).max(1));
-        let mut y = Vec::with_capacity(x.len());
-        parts.for_each(|x| y.extend(self.finish(&self.units(x), x)));
+        thread_local! {
+            /// Room for units, which is not cleared in between.
+            static UNITS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+        }
+        let (hidden, width) = (self.down.out, self.up.out);
+        let most = if self.up.integers.is_some() { TOKENS } else { TOKENS_F32 };
+        let mut units = UNITS.take();
+        let mut y = vec![0.0; x.len()];
+        for (x, y) in x.chunks(most * hidden).zip(y.chunks_mut(most * hidden)) {
+            let tokens = x.len() / hidden;
+            units.resize(tokens * width, 0.0);
+            self.up.multiply(&Inputs::new(x, tokens), MatMut::new(&mut units, tokens, width));
+            kernels::activate(self.activation, &mut units);
+            self.down.multiply(&Inputs::new(&units, tokens), MatMut::new(y, tokens, hidden));
+            self.norm.apply_sum(y, x);
+        }
+        UNITS.set(units);
         y
     }
 
@@ -528,8 +542,8 @@ impl RunFeedForward<'_> {
 
     /// Second matrix, residual and LayerNorm.
     pub fn finish(&self, units: &[f32], residual: &[f32]) -> Vec<f32> {
-        let mut y = self.down.add(units, residual);
-        self.norm.apply(&mut y);
+        let mut y = self.down.forward_rows(units, residual.len() / self.down.out);
+        self.norm.apply_sum(&mut y, residual);
         y
     }
 }

@@ -60,10 +60,16 @@ impl IntegerMatrix {
         Some(IntegerMatrix { bits, matrix })
     }
 
-    /// `x·Wᵀ` of inputs that are rounded here; a residual sees them as they are.
+    /// `x·Wᵀ + bias` of inputs that are rounded here; a residual sees them as they are.
     ///
     /// `elastic`: how they become signs, if they do.
-    pub fn multiply(&self, x: &Inputs, elastic: Option<&RunElastic>, mut out: MatMut) {
+    pub fn multiply(
+        &self,
+        x: &Inputs,
+        elastic: Option<&RunElastic>,
+        bias: Option<&[f32]>,
+        mut out: MatMut,
+    ) {
         let rows = out.rows;
         match &self.matrix {
             Matrix::One(planes, residual) => {
@@ -76,7 +82,7 @@ impl IntegerMatrix {
                     }
                     None => x.codes(self.bits),
                 };
-                planes.multiply(codes, out.again());
+                planes.multiply(codes, bias, out.again());
                 if let Some(low) = residual {
                     add_residual(low, x.x, planes.cols(), out);
                 }
@@ -88,9 +94,9 @@ impl IntegerMatrix {
                 }
                 let codes = quantise(&scaled, rows, v.cols(), self.bits);
                 let mut inner = vec![0.0; rows * v.rows()];
-                v.multiply(&codes, MatMut::new(&mut inner, rows, v.rows()));
+                v.multiply(&codes, None, MatMut::new(&mut inner, rows, v.rows()));
                 // Between the factors at least 8 bits: these values are sums over all inputs.
-                u.multiply(&quantise(&inner, rows, v.rows(), Bits::Eight), out);
+                u.multiply(&quantise(&inner, rows, v.rows(), Bits::Eight), bias, out);
             }
         }
     }

@@ -23,7 +23,7 @@ pub use level::{Level, limit, limit_by_environment};
 #[cfg(test)]
 pub use matmul::MACS;
 pub use matmul::{Mat, MatMut, add_product, product};
-pub use norm::{add_bias, add_columns, layer_norm, layer_norm_backward};
+pub use norm::{add_bias, add_columns, add_norm, layer_norm, layer_norm_backward};
 pub use panels::Panels;
 pub use rounding::rounded;
 

@@ -26,6 +26,20 @@ dispatch! {
 }
 
 #[inline(always)]
+fn add_norm_body(x: &mut [f32], residual: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
+    let width = weight.len();
+    for (x, residual) in x.chunks_exact_mut(width).zip(residual.chunks_exact(width)) {
+        x.iter_mut().zip(residual).for_each(|(x, r)| *x += r);
+        layer_norm_body(x, weight, bias, eps);
+    }
+}
+
+dispatch! {
+    /// `x ← layer_norm(x + residual)`, both `[rows, hidden]`, each row read once.
+    pub fn add_norm(x: &mut [f32], residual: &[f32], weight: &[f32], bias: &[f32], eps: f32) = add_norm_body
+}
+
+#[inline(always)]
 fn layer_norm_backward_body(
     x: &[f32],
     weight: &[f32],

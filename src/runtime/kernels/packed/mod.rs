@@ -251,24 +251,25 @@ impl Packed {
         out
     }
 
-    /// `out[t, r] ← x[t] · W[r]`.
+    /// `out[t, r] ← x[t] · W[r] + bias[r]`.
     ///
     /// # Panics
     /// If the shapes do not fit.
-    pub fn multiply(&self, x: &Quantised, out: MatMut) {
-        self.multiply_with(Level::best(), x, out);
+    pub fn multiply(&self, x: &Quantised, bias: Option<&[f32]>, out: MatMut) {
+        self.multiply_with(Level::best(), x, bias, out);
     }
 
-    fn multiply_with(&self, level: Level, x: &Quantised, out: MatMut) {
+    fn multiply_with(&self, level: Level, x: &Quantised, bias: Option<&[f32]>, out: MatMut) {
         assert_eq!(x.cols, self.cols, "columns of activations and weights");
         assert_eq!((out.rows, out.cols), (x.tokens, self.rows), "shape of the product");
+        assert!(bias.is_none_or(|b| b.len() == self.rows), "a bias for each row");
         if x.tokens == 0 || self.rows == 0 {
             return;
         }
         assert!(out.stride >= self.rows || x.tokens == 1, "rows of the product overlap");
         let needed = (x.tokens - 1) * out.stride + self.rows;
         assert!(out.data.len() >= needed, "{} values, a product of {needed}", out.data.len());
-        let mut product = Product { weights: self, x, data: out.data, stride: out.stride };
+        let mut product = Product { weights: self, x, bias, data: out.data, stride: out.stride };
         assert!(detected(level), "kernels of {level:?} on a machine without");
         match level {
             #[cfg(target_arch = "x86_64")]
@@ -457,6 +458,7 @@ enum Sum {
 struct Product<'a> {
     weights: &'a Packed,
     x: &'a Quantised,
+    bias: Option<&'a [f32]>,
     data: &'a mut [f32],
     stride: usize,
 }
@@ -483,27 +485,32 @@ impl Product<'_> {
             (gain * sum + base - zero * row_sum) as f32 * scale * token
         };
         let first = matches!(pass, Pass::Whole | Pass::Plane(0));
+        let bias = self.bias.filter(|_| first).map(|bias| &bias[from..to]);
         // By whole blocks: then there is no loop for a tail in each strip, and no test for overlap.
         let (outs, out) = out.as_chunks_mut::<BLOCK>();
         let (sums, last_sums) = sums[..to - from].as_chunks::<BLOCK>();
         let (row_sums, last_row_sums) = row_sums.as_chunks::<BLOCK>();
         let (scales, last_scales) = scales.as_chunks::<BLOCK>();
+        let (biases, last_bias) = bias.unwrap_or_default().as_chunks::<BLOCK>();
+        let mut biases = biases.iter();
         for (((out, sums), row_sums), scales) in outs.iter_mut().zip(sums).zip(row_sums).zip(scales)
         {
             let mut values = [0.0; BLOCK];
             for i in 0..BLOCK {
                 values[i] = value(sums[i], row_sums[i], scales[i]);
             }
-            if !first {
+            let before = if first { biases.next() } else { Some(&*out) };
+            if let Some(before) = before {
                 for i in 0..BLOCK {
-                    values[i] += out[i];
+                    values[i] += before[i];
                 }
             }
             *out = values;
         }
         for (i, out) in out.iter_mut().enumerate() {
             let value = value(last_sums[i], last_row_sums[i], last_scales[i]);
-            *out = if first { value } else { *out + value };
+            let before = if first { last_bias.get(i).copied() } else { Some(*out) };
+            *out = before.map_or(value, |before| value + before);
         }
     }
 }

@@ -39,7 +39,7 @@ impl Random {
 
 fn multiply(level: Level, weights: &Packed, x: &Quantised) -> Vec<f32> {
     let mut out = vec![f32::NAN; x.tokens * weights.rows];
-    weights.multiply_with(level, x, MatMut::new(&mut out, x.tokens, weights.rows));
+    weights.multiply_with(level, x, None, MatMut::new(&mut out, x.tokens, weights.rows));
     out
 }
 
@@ -247,10 +247,36 @@ fn gaps_between_rows_of_the_product_stay() {
     for level in Level::available() {
         let mut out = vec![7.0; 3 * 25];
         let target = MatMut::new(&mut out, 3, 25).columns(2, 20);
-        weights.multiply_with(level, &x, target);
+        weights.multiply_with(level, &x, None, target);
         for (t, row) in out.chunks(25).enumerate() {
             assert_eq!((&row[..2], &row[22..]), (&[7.0; 2][..], &[7.0; 3][..]));
             assert_eq!(row[2..22], expected[t * 20..][..20]);
+        }
+    }
+}
+
+#[test]
+fn a_bias_is_added_once_to_what_all_levels_sum() {
+    let mut random = Random(3);
+    for form in 0..FORMS {
+        for bits in ALL_BITS {
+            for (tokens, rows) in [(1, 37), (70, 80)] {
+                let (weights, bias) = (random.packed(form, rows, 65), random.floats(rows));
+                let x = quantise(&random.floats(tokens * 65), tokens, 65, bits);
+                let plain = multiply(Level::Scalar, &weights, &x);
+                let with = |level| {
+                    let mut out = vec![f32::NAN; tokens * rows];
+                    let to = MatMut::new(&mut out, tokens, rows);
+                    weights.multiply_with(level, &x, Some(&bias), to);
+                    out
+                };
+                let first = with(Level::Scalar);
+                for (i, (y, plain)) in first.iter().zip(&plain).enumerate() {
+                    let expected = plain + bias[i % rows];
+                    assert!((y - expected).abs() < 1e-5 * (1.0 + expected.abs()), "{y} {expected}");
+                }
+                Level::available().for_each(|level| assert_eq!(with(level), first, "{level:?}"));
+            }
         }
     }
 }
