@@ -80,13 +80,24 @@ impl Dataset {
 
     /// Without the texts that `calibration` holds out: what a report judges by must not be trained on.
     pub fn without_held_out(self, calibration: &Calibration) -> Dataset {
+        self.without(&calibration.held_out)
+    }
+
+    /// Without the texts of `batches`.
+    pub fn without(&self, batches: &[Batch]) -> Dataset {
         let spans = |b: &'_ Batch| -> Vec<Vec<u32>> {
             b.starts.windows(2).map(|s| b.ids[s[0]..s[1]].to_vec()).collect()
         };
-        let held: HashSet<Vec<u32>> = calibration.held_out.iter().flat_map(spans).collect();
+        let held: HashSet<Vec<u32>> = batches.iter().flat_map(spans).collect();
         let kept = |&row: &usize| !held.contains(&self.texts[row].ids);
         let rows: Vec<usize> = (0..self.texts.len()).filter(kept).collect();
         self.select(&rows)
+    }
+
+    /// `n` of its texts, spread over it; all where it has no more.
+    pub fn part(&self, n: usize) -> Dataset {
+        let n = n.min(self.texts.len());
+        self.select(&(0..n).map(|i| i * self.texts.len() / n).collect::<Vec<_>>())
     }
 
     /// Tokens of all texts.
