@@ -51,41 +51,7 @@ impl Recipe {
     /// [`Error::Recipe`] for broken TOML, other versions and unknown keys, and what
     /// [`Recipe::from_steps`] refuses.
     pub fn from_toml(text: &str, set: &[String]) -> Result<Recipe> {
-        let mut table: Table = text.parse().map_err(|e: toml::de::Error| Error::Recipe {
-            found: e.message().to_string(),
-            expected: match e.span() {
-                Some(span) => format!("TOML, at byte {}", span.start),
-                None => "TOML".into(),
-            },
-        })?;
-        match table.remove("version") {
-            Some(Value::Integer(1)) => {}
-            found => {
-                let found = found.map_or("no `version`".into(), |v| format!("`version = {v}`"));
-                return Err(Error::Recipe { found, expected: "`version = 1`".into() });
-            }
-        }
-        let steps = match table.remove("step") {
-            None => Vec::new(),
-            Some(Value::Array(steps)) => steps,
-            Some(other) => return Err(bad(&other.to_string(), "`[[step]]` tables")),
-        };
-        if let Some(key) = table.keys().next() {
-            return Err(bad(&format!("key `{key}`"), "`version` and `[[step]]`"));
-        }
-        let steps = steps
-            .into_iter()
-            .map(|step| {
-                let Value::Table(mut options) = step else {
-                    return Err(bad(&step.to_string(), "a `[[step]]` table"));
-                };
-                match options.remove("pass") {
-                    Some(Value::String(name)) => Ok((name, options)),
-                    _ => Err(bad("a step without a name", "`pass = \"…\"` in every `[[step]]`")),
-                }
-            })
-            .collect::<Result<Vec<_>>>()?;
-        Recipe::from_steps(steps, set)
+        Recipe::from_steps(read_toml(text)?, set)
     }
 
     /// Checks names, options and order; `set` holds overrides like `prune.sparsity=0.6`.
@@ -143,6 +109,16 @@ impl Recipe {
         Json::Array(steps)
     }
 
+    /// As `--passes` takes it, without the options that have their defaults.
+    pub fn to_passes(&self) -> String {
+        let step = |step: &Step| {
+            let defaults = entry(step.name).map(|e| (e.defaults)()).unwrap_or_default();
+            let given = step.options.iter().filter(|(k, v)| defaults.get(*k) != Some(*v));
+            passes_step(step.name, given)
+        };
+        self.steps.iter().map(step).collect::<Vec<_>>().join(",")
+    }
+
     /// As the TOML file that reproduces it.
     pub fn to_toml(&self) -> String {
         let mut text = String::from("version = 1\n");
@@ -151,6 +127,47 @@ impl Recipe {
         }
         text
     }
+}
+
+/// Names and options of the steps of a TOML recipe, unchecked.
+///
+/// # Errors
+/// [`Error::Recipe`] for broken TOML, other versions and unknown keys.
+pub fn read_toml(text: &str) -> Result<Vec<(String, Table)>> {
+    let mut table: Table = text.parse().map_err(|e: toml::de::Error| Error::Recipe {
+        found: e.message().to_string(),
+        expected: match e.span() {
+            Some(span) => format!("TOML, at byte {}", span.start),
+            None => "TOML".into(),
+        },
+    })?;
+    match table.remove("version") {
+        Some(Value::Integer(1)) => {}
+        found => {
+            let found = found.map_or("no `version`".into(), |v| format!("`version = {v}`"));
+            return Err(Error::Recipe { found, expected: "`version = 1`".into() });
+        }
+    }
+    let steps = match table.remove("step") {
+        None => Vec::new(),
+        Some(Value::Array(steps)) => steps,
+        Some(other) => return Err(bad(&other.to_string(), "`[[step]]` tables")),
+    };
+    if let Some(key) = table.keys().next() {
+        return Err(bad(&format!("key `{key}`"), "`version` and `[[step]]`"));
+    }
+    steps
+        .into_iter()
+        .map(|step| {
+            let Value::Table(mut options) = step else {
+                return Err(bad(&step.to_string(), "a `[[step]]` table"));
+            };
+            match options.remove("pass") {
+                Some(Value::String(name)) => Ok((name, options)),
+                _ => Err(bad("a step without a name", "`pass = \"…\"` in every `[[step]]`")),
+            }
+        })
+        .collect()
 }
 
 /// The entry of the pass `name`.
@@ -248,6 +265,23 @@ fn parse_value(text: &str) -> Result<Value> {
     }
 }
 
+/// One step as `--passes` takes it.
+pub fn passes_step<'a>(
+    name: &str,
+    options: impl Iterator<Item = (&'a String, &'a Value)>,
+) -> String {
+    let value = |value: &Value| match value {
+        // Quotes only where the word would be read as something else.
+        Value::String(word) if parse_value(word).is_ok_and(|read| read == *value) => word.clone(),
+        other => other.to_string(),
+    };
+    let given: Vec<String> = options.map(|(k, v)| format!("{k}={}", value(v))).collect();
+    match given.is_empty() {
+        true => name.to_string(),
+        false => format!("{name}({})", given.join(",")),
+    }
+}
+
 fn bad(found: &str, expected: &str) -> Error {
     Error::Recipe { found: format!("`{found}`"), expected: expected.into() }
 }
@@ -287,6 +321,15 @@ mod tests {
         };
         assert_eq!(masks("../a-b/zs.safetensors"), "../a-b/zs.safetensors");
         assert_eq!(masks("\"a b, c/zs\""), "a b, c/zs");
+    }
+
+    #[test]
+    fn passes_are_written_as_they_are_read() {
+        let text = "vocab(keep=[\"en.tsv\", \"5\"]),prune(masks=\"a b, c/zs\"),embed(method=int8),binarize(damp=0.1,rank=16)";
+        let recipe = Recipe::parse(text, &[]).expect("a recipe");
+        assert_eq!(recipe.to_passes(), text);
+        let defaults = Recipe::parse("prune(sparsity=0.25, rounds=0)", &[]).expect("a recipe");
+        assert_eq!(defaults.to_passes(), "prune");
     }
 
     #[test]
