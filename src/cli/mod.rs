@@ -10,6 +10,7 @@ mod inspect;
 mod passes;
 mod progress;
 mod run;
+mod texts;
 mod train;
 mod verify;
 
@@ -281,6 +282,15 @@ fn max_tokens(
     let tokenizers = tokenizer.and_then(Tokenizer::max_length).map(|n| n.min(usual));
     let made_for = sentence.or(tokenizers).unwrap_or(usual);
     Ok(made_for.clamp(1, most))
+}
+
+/// What a TOML file says.
+fn recipe_text(path: &Path) -> Result<String> {
+    let read = |source| Error::Read { path: path.to_path_buf(), source };
+    String::from_utf8(std::fs::read(path).map_err(read)?).map_err(|_| {
+        let found = format!("{} that is not UTF-8", path.display());
+        Error::Recipe { found, expected: "TOML".into() }
+    })
 }
 
 fn file_name(path: &Path) -> String {

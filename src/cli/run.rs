@@ -1,18 +1,13 @@
 //! `compress --passes … MODEL -o OUT`
 
+use super::texts::TextArgs;
 use super::{
-    ColumnArgs, ResumeArgs, ThreadArgs, file_name, keep_freed_buffers, max_tokens, needed, print,
-    print_json, progress, shell, tokenizer,
+    ResumeArgs, ThreadArgs, keep_freed_buffers, print, print_json, progress, recipe_text, tokenizer,
 };
 use clap::Args;
 use compress::checkpoint::{Checkpoint, OutputFolder, sha256};
-use compress::data::prepare::is_labelled;
-use compress::data::tables::{Columns, read_examples};
-use compress::data::tokenizer::Tokenizer;
-use compress::data::{Calibration, Dataset, Source, Words};
-use compress::eval::tasks::Prepared;
-use compress::model::{Model, Task};
-use compress::pipeline::{self, Options, Texts};
+use compress::model::Model;
+use compress::pipeline::{self, Options};
 use compress::recipe::Recipe;
 use compress::report;
 use compress::train::state::StateFile;
@@ -44,41 +39,8 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "OUT", required = true)]
     output: Option<PathBuf>,
 
-    /// What the passes watch the model on: a text (.txt, .tsv, .csv, .jsonl), `builtin` text, `random`
-    /// tokens, or `none` [default: the text of --data, else builtin]. Without a tokenizer, `builtin` means
-    /// `random`
-    #[arg(long, value_name = "FILE")]
-    calib: Option<String>,
-
-    /// The most texts to take of it; more are drawn by --seed
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    calib_texts: usize,
-
-    /// Texts to train on, with labels where there are any; passes that train use the text of --calib without
-    /// it, and passes that only watch take theirs from here without --calib
-    #[arg(long, value_name = "FILE")]
-    data: Option<PathBuf>,
-
-    /// The most texts to take of --data; more are drawn by --seed [default: all]
-    #[arg(long, value_name = "N", requires = "data")]
-    data_texts: Option<usize>,
-
-    /// Examples to judge the output by, before and after
-    #[arg(long, value_name = "FILE")]
-    eval: Option<PathBuf>,
-
-    // They hold for the files of --calib, --data and --eval.
     #[command(flatten)]
-    columns: ColumnArgs,
-
-    /// Tokens of a text that are read [default: what a sentence-transformers model says, else what the
-    /// tokenizer says but at most 128, or 384 for question answering]
-    #[arg(long, value_name = "TOKENS")]
-    max_length: Option<usize>,
-
-    /// All randomness derives from it
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    texts: TextArgs,
 
     #[command(flatten)]
     threads: ThreadArgs,
@@ -108,74 +70,43 @@ pub fn main(args: &RunArgs) -> Result<()> {
     let output = args.output.as_deref().expect("clap requires it");
     args.threads.apply()?;
     let recipe = match &args.recipe {
-        Some(path) => {
-            let read = |source| Error::Read { path: path.clone(), source };
-            let text = String::from_utf8(std::fs::read(path).map_err(read)?).map_err(|_| {
-                let found = format!("{} that is not UTF-8", path.display());
-                Error::Recipe { found, expected: "TOML".into() }
-            })?;
-            Recipe::from_toml(&text, &args.set)?
-        }
+        Some(path) => Recipe::from_toml(&recipe_text(path)?, &args.set)?,
         None => Recipe::parse(args.passes.as_deref().unwrap_or_default(), &args.set)?,
     };
-    if recipe.steps.iter().any(|s| s.pass.trains(args.data.is_some())) {
+    if recipe.steps.iter().any(|s| s.pass.trains(args.texts.data.is_some())) {
         keep_freed_buffers();
     }
     let model = Model::open(input)?;
     let folder = OutputFolder::create(output, input, args.force)?;
-    let calib = match (&args.calib, &args.data) {
-        (Some(text), _) => text.clone(),
-        (None, Some(data)) => data.to_string_lossy().into_owned(),
-        (None, None) => "builtin".into(),
-    };
+    let given = &args.texts;
+    let calib = given.calib();
     let counted = recipe.steps.iter().any(|s| s.pass.counts_words());
     let needed = counted || recipe.steps.iter().any(|s| s.pass.needs_tokenizer());
-    let read_by_one = calib != "none" || args.data.is_some() || args.eval.is_some();
+    let read_by_one = calib != "none" || given.data.is_some() || given.eval.is_some();
     let tokenizer = if needed || read_by_one { tokenizer(input)? } else { None };
-    let texts = texts(args, &calib, &model, tokenizer.as_ref(), input, counted)?;
+    let texts = given.read(&model, tokenizer.as_ref(), input, counted)?;
     let bar = progress::Bar::new(args.quiet);
-    let mut arguments = format!(
-        "--calib {} --calib-texts {} --seed {}",
-        shell(&calib),
-        args.calib_texts,
-        args.seed
-    );
-    if let Some(data) = &args.data {
-        arguments += &format!(" --data {}", shell(&data.to_string_lossy()));
-    }
-    if let Some(texts) = args.data_texts {
-        arguments += &format!(" --data-texts {texts}");
-    }
-    let columns = [
-        ("text", &args.columns.text_column),
-        ("pair", &args.columns.pair_column),
-        ("label", &args.columns.label_column),
-    ];
-    for (role, column) in columns.iter().filter_map(|(r, c)| c.as_ref().map(|c| (r, c))) {
-        arguments += &format!(" --{role}-column {}", shell(column));
-    }
-    if let Some(length) = args.max_length {
-        arguments += &format!(" --max-length {length}");
-    }
+    let arguments = given.arguments();
     let state = match args.resume.resume {
         true => {
-            let files = [args.data.clone(), Some(PathBuf::from(&calib)).filter(|p| p.is_file())];
+            let files = given.files();
             let arguments = format!("{} {arguments}", recipe.to_toml());
             let of_passes = recipe.steps.iter().flat_map(|s| s.pass.reads());
-            let files = files.into_iter().flatten().chain(of_passes);
+            let files = files.into_iter().chain(of_passes);
             Some(state_file(&arguments, input, output, files, args.resume.save_every)?)
         }
         false => None,
     };
     let options = Options {
-        seed: args.seed,
+        seed: given.seed,
         arguments: &arguments,
         texts: &texts,
         tokenizer: tokenizer.as_ref(),
-        read: &|model, tokenizer| self::texts(args, &calib, model, Some(tokenizer), input, counted),
+        read: &|model, tokenizer| given.read(model, Some(tokenizer), input, counted),
         state,
         max_shard_bytes: args.max_shard_size.max(1).saturating_mul(1_000_000),
         measure: true,
+        accept: &|_| Ok(()),
         progress: &bar,
         interrupted: &progress::interrupted,
     };
@@ -198,109 +129,6 @@ pub fn main(args: &RunArgs) -> Result<()> {
     ))
 }
 
-/// All texts of the run, in the tokens of `tokenizer`.
-fn texts(
-    args: &RunArgs,
-    calib: &str,
-    model: &Model,
-    tokenizer: Option<&Tokenizer>,
-    input: &Path,
-    counted: bool,
-) -> Result<Texts> {
-    let data = data(args, model, tokenizer, input)?;
-    let calibration = calibration(args, calib, model, tokenizer, input)?;
-    let data = match (data, &calibration) {
-        // Without --eval, the report judges by what calibration holds out; with it, the output must be the same.
-        (Some(data), Some(text)) => Some(data.without_held_out(text)),
-        (data, _) => data,
-    };
-    let eval = match &args.eval {
-        None => None,
-        Some(path) => {
-            let tokenizer = needed(tokenizer, input)?;
-            let tokens = max_tokens(model, Some(tokenizer), input, args.max_length)?;
-            let table = read_examples(path, &args.columns.columns())?;
-            // Heads that answer token by token can be judged by agreement alone.
-            let task = model.config.task;
-            let labelled = !matches!(task, Task::TokenClassification | Task::QuestionAnswering)
-                || table.examples.iter().any(|e| is_labelled(e, task));
-            let prepared = Prepared::new(&table, model, tokenizer, tokens, labelled, path)?;
-            Some((prepared, file_name(path)))
-        }
-    };
-    let words = match counted {
-        true => {
-            let source = source(args, calib, tokenizer.is_some());
-            let tokens = max_tokens(model, tokenizer, input, args.max_length)?;
-            let (text, data) = (calibration.as_ref(), data.as_ref());
-            Some(Words::read(source.as_ref(), text, data, tokenizer, &model.config, tokens)?)
-        }
-        false => None,
-    };
-    Ok(Texts { calibration, data, words, eval })
-}
-
-fn calibration(
-    args: &RunArgs,
-    calib: &str,
-    model: &Model,
-    tokenizer: Option<&Tokenizer>,
-    input: &Path,
-) -> Result<Option<Calibration>> {
-    let Some(source) = source(args, calib, tokenizer.is_some()) else { return Ok(None) };
-    if let Source::File { .. } = &source {
-        needed(tokenizer, input)?;
-    }
-    if args.calib_texts == 0 {
-        return Err(Error::Usage {
-            found: "--calib-texts is 0".into(),
-            advice: "give at least 1, or --calib none".into(),
-        });
-    }
-    let tokens = max_tokens(model, tokenizer, input, args.max_length)?;
-    let config = &model.config;
-    Calibration::read(&source, tokenizer, config, args.calib_texts, tokens, args.seed).map(Some)
-}
-
-/// What --calib names; `None`: nothing.
-fn source(args: &RunArgs, calib: &str, tokenizer: bool) -> Option<Source> {
-    Some(match calib {
-        "none" => return None,
-        "random" => Source::Random,
-        "builtin" if tokenizer => Source::Builtin,
-        // A checkpoint without a tokenizer can still be watched; the report says on what.
-        "builtin" => Source::Random,
-        path => {
-            let columns = match Path::new(path).extension().is_some_and(|e| e == "txt") {
-                true => Columns::default(), // plain text beside a table for --eval
-                false => args.columns.columns(),
-            };
-            Source::File { path: path.into(), columns }
-        }
-    })
-}
-
-/// The texts of --data.
-fn data(
-    args: &RunArgs,
-    model: &Model,
-    tokenizer: Option<&Tokenizer>,
-    input: &Path,
-) -> Result<Option<Dataset>> {
-    let Some(path) = &args.data else { return Ok(None) };
-    if args.data_texts == Some(0) {
-        return Err(Error::Usage {
-            found: "--data-texts is 0".into(),
-            advice: "give at least 1, or leave --data out".into(),
-        });
-    }
-    let tokenizer = needed(tokenizer, input)?;
-    let tokens = max_tokens(model, Some(tokenizer), input, args.max_length)?;
-    let limit = args.data_texts.unwrap_or(usize::MAX);
-    let columns = args.columns.columns();
-    Dataset::read(path, &columns, tokenizer, &model.config, limit, tokens, args.seed).map(Some)
-}
-
 /// Where training keeps its state: a folder beside the output, with what the outcome depends on: the
 /// arguments, and the contents of the files.
 pub fn state_file(
@@ -316,6 +144,17 @@ pub fn state_file(
     let failed = |source| Error::Write { path: folder.clone(), source };
     std::fs::create_dir_all(&folder).map_err(failed)?;
     let mut key = format!("{} {arguments}", env!("CARGO_PKG_VERSION"));
+    for (_, hash) in hashes(input, files)? {
+        key += &format!(" {hash}");
+    }
+    Ok(StateFile { path: folder, key, every: Duration::from_secs(save_every) })
+}
+
+/// SHA-256 of the files that an output depends on: those of the checkpoint, then `files`.
+pub fn hashes(
+    input: &Path,
+    files: impl IntoIterator<Item = PathBuf>,
+) -> Result<Vec<(PathBuf, String)>> {
     let checkpoint = Checkpoint::open(input)?;
     let mut read: BTreeSet<PathBuf> = checkpoint.files.iter().cloned().collect();
     let pooling = checkpoint.root.join("1_Pooling");
@@ -327,10 +166,8 @@ pub fn state_file(
         };
         read.extend(entries.map(|entry| entry.path()).filter(known));
     }
-    for file in read.into_iter().chain(files) {
-        key += &format!(" {}", sha256(&file)?);
-    }
-    Ok(StateFile { path: folder, key, every: Duration::from_secs(save_every) })
+    let hash = |file: PathBuf| sha256(&file).map(|hash| (file, hash));
+    read.into_iter().chain(files).map(hash).collect()
 }
 
 /// Runs what may be resumed: its state goes when it is done, and stays when it is stopped.

@@ -244,6 +244,7 @@ pub fn main(args: &TrainArgs) -> Result<()> {
         state,
         max_shard_bytes: 5_000_000_000,
         measure: false,
+        accept: &|_| Ok(()),
         progress: &bar,
         interrupted: &progress::interrupted,
     };
