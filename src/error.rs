@@ -87,6 +87,12 @@ pub enum Error {
     #[error("the gate is closed: {failed}")]
     Gate { failed: String },
 
+    /// A search that found nothing that keeps what was asked.
+    #[error(
+        "no variant meets the targets; {nearest}; loosen a target, widen the space or give more --trials"
+    )]
+    Unmet { nearest: String },
+
     #[error("interrupted; nothing was written")]
     Interrupted,
 }
@@ -110,7 +116,7 @@ impl Error {
             | Error::Config { .. }
             | Error::Mismatch { .. } => 4,
             Error::Diverged { .. } => 1,
-            Error::Gate { .. } => 5,
+            Error::Gate { .. } | Error::Unmet { .. } => 5,
             Error::Read { .. } | Error::Write { .. } => 6,
             Error::InPass { source, .. } => source.exit_code(),
             Error::Interrupted => 130,

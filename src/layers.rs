@@ -19,6 +19,7 @@ const LAYERS: &[&str] = &[
     "recipe",
     "pipeline",
     "compare",
+    "search",
 ];
 
 #[test]

@@ -4,7 +4,7 @@
 //! `checkpoint` reads and writes named tensors, `model` makes one encoder of them, `runtime` runs it,
 //! `data` turns texts into batches, `train` has gradients, `eval` measures, `report` tells, `pass` says
 //! what a pass is, `passes` holds them, `recipe` puts them in order, `pipeline` runs them, `compare` puts
-//! variants side by side.
+//! variants side by side, `search` tries many and keeps the best.
 
 pub mod checkpoint;
 pub mod compare;
@@ -21,6 +21,7 @@ pub mod recipe;
 pub mod report;
 
 pub mod runtime;
+pub mod search;
 pub mod train;
 
 // Passes sit beside `src/`, one folder each, so that what this tool can do is visible at the top of

@@ -10,8 +10,10 @@ mod inspect;
 mod passes;
 mod progress;
 mod run;
+mod search;
 mod texts;
 mod train;
+mod units;
 mod verify;
 
 use clap::{Args, Parser, Subcommand};
@@ -67,6 +69,8 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Time models in turn, over batch sizes and lengths
     Bench(bench::BenchArgs),
+    /// Look for the recipe that meets budgets of bytes, time and quality, and run it
+    Search(search::SearchArgs),
     /// Say whether an output is good, small and fast enough; exit code 5 if not
     Gate(gate::GateArgs),
 }
@@ -141,7 +145,7 @@ pub fn main() -> ExitCode {
     return_large_buffers();
     quiet_guarded_panics();
     let cli = Cli::parse();
-    if let None | Some(Command::Forward(_) | Command::Train(_)) = cli.command {
+    if let None | Some(Command::Forward(_) | Command::Train(_) | Command::Search(_)) = cli.command {
         progress::catch_signals(); // the others leave nothing behind when a signal ends them
     }
     let done = kernels::limit_by_environment().and_then(|()| match &cli.command {
@@ -154,6 +158,7 @@ pub fn main() -> ExitCode {
         Some(Command::Verify(args)) => verify::main(args),
         Some(Command::Compare(args)) => compare::main(args),
         Some(Command::Bench(args)) => bench::main(args),
+        Some(Command::Search(args)) => search::main(args),
         Some(Command::Gate(args)) => gate::main(args),
     });
     match done {
