@@ -5,22 +5,30 @@ use super::{
 };
 use clap::Args;
 use compress::checkpoint::write_bytes;
-use compress::compare::{self, Comparison, DataNote, Entry, baselines, removed_by_passes, typical};
+use compress::compare::{
+    self, Comparison, DataNote, Entry as Variant, Searched, Tried, baselines, removed_by_passes,
+    typical,
+};
 use compress::data::prepare::is_labelled;
 use compress::data::tables::read_examples;
 use compress::eval::load::Load;
 use compress::eval::tasks::{Prepared, judgeable};
 use compress::model::{Model, Task};
 use compress::pipeline::{root, weight_bytes};
+use compress::search::{self, Entry, Found, SpeedBy};
 use compress::{Error, Result};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub struct CompareArgs {
-    /// Checkpoints; the first is what the others are compared with
+    /// Checkpoints; the first is what the others are compared with. Logs of searches (.jsonl) are drawn as with --log
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<PathBuf>,
+    /// Draw what a search tried, of its log; may be given again
+    #[arg(long, value_name = "FILE")]
+    log: Vec<PathBuf>,
     #[command(flatten)]
     judging: JudgeArgs,
     /// Write a page with figures: one HTML file that needs nothing else
@@ -104,7 +112,7 @@ impl TimingArgs {
     }
 
     /// Texts of the examples, or of one length where there are none, in batches of each size.
-    pub fn loads(&self, entry: &Entry) -> Vec<Load> {
+    pub fn loads(&self, entry: &Variant) -> Vec<Load> {
         let texts = entry.prepared.as_ref().map(|p| typical(p, self.texts));
         let load = |batch| match &texts {
             Some(texts) => Load::of(texts, batch),
@@ -128,8 +136,22 @@ pub fn main(args: &CompareArgs) -> Result<()> {
     args.threads.apply()?;
     args.timing.check()?;
     let bar = progress::Bar::new(args.quiet);
-    let (entries, data) = gather(&args.models, &args.judging, !args.no_baselines, &bar)?;
-    let comparison = measure(entries, data, &args.timing, &bar)?;
+    let is_log = |path: &&PathBuf| path.is_file() && path.extension().is_some_and(|e| e == "jsonl");
+    let (logs, models): (Vec<&PathBuf>, Vec<&PathBuf>) = args.models.iter().partition(is_log);
+    if models.is_empty() {
+        return Err(Error::Usage {
+            found: "there are logs of searches and no model".into(),
+            advice:
+                "name a checkpoint before them: the model that was compressed, or what came of it"
+                    .into(),
+        });
+    }
+    let logs = args.log.iter().chain(logs);
+    let searches = logs.map(|path| searched(path)).collect::<Result<Vec<_>>>()?;
+    let models: Vec<PathBuf> = models.into_iter().cloned().collect();
+    let (entries, data) = gather(&models, &args.judging, !args.no_baselines, &bar)?;
+    let mut comparison = measure(entries, data, &args.timing, &bar)?;
+    comparison.searches = searches;
     bar.finish();
     if let Some(path) = &args.html {
         write_bytes(path, compare::page(&comparison).as_bytes())?;
@@ -141,6 +163,9 @@ pub fn main(args: &CompareArgs) -> Result<()> {
     let removed = compare::removed(&comparison);
     if !removed.is_empty() {
         print(&format!("\n{removed}"))?;
+    }
+    for searched in &comparison.searches {
+        print(&format!("\n{}", compare::searched_table(searched)))?;
     }
     let judged = match &comparison.data {
         Some(data) => format!("judged by {} ({} examples), ", data.name, data.examples),
@@ -158,9 +183,47 @@ pub fn main(args: &CompareArgs) -> Result<()> {
     }
 }
 
+/// What the search tried that wrote the log at `path`.
+fn searched(path: &Path) -> Result<Searched> {
+    let (header, entries) = search::read(path)?;
+    let last = header.rungs.len().saturating_sub(1);
+    // Each recipe as far as it came.
+    let mut highest: BTreeMap<String, (usize, Found)> = BTreeMap::new();
+    for Entry { rung, passes, found, .. } in entries {
+        let Some(found) = found else { continue };
+        if highest.get(&passes).is_none_or(|(there, _)| *there <= rung) {
+            highest.insert(passes, (rung, found));
+        }
+    }
+    let mut all: Vec<(String, (usize, Found))> = highest.into_iter().collect();
+    all.sort_by_key(|(_, (rung, found))| (*rung != last, found.bytes));
+    let whole: Vec<&Found> = all.iter().map(|(_, (_, found))| found).collect();
+    let whole = &whole[..all.iter().take_while(|(_, (rung, _))| *rung == last).count()];
+    let front = search::front(whole);
+    let metric = all.first().map_or(String::new(), |(_, (_, found))| found.drop_of.clone());
+    let tried = |(i, (passes, (rung, found))): (usize, (String, (usize, Found)))| Tried {
+        passes: if passes.is_empty() { "(nothing)".into() } else { passes },
+        texts: found.texts,
+        judged: found.judged,
+        whole: rung == last,
+        bytes: found.bytes,
+        speed: found.speed,
+        measured: found.speed_by == SpeedBy::Measured,
+        drop: found.drop,
+        front: front.contains(&i),
+    };
+    Ok(Searched {
+        name: file_name(path),
+        model: header.model,
+        judged_by: header.judged_by,
+        metric,
+        tried: all.into_iter().enumerate().map(tried).collect(),
+    })
+}
+
 /// Judges and times what was gathered.
 pub fn measure(
-    mut entries: Vec<Entry>,
+    mut entries: Vec<Variant>,
     data: Option<DataNote>,
     timing: &TimingArgs,
     bar: &progress::Bar,
@@ -178,7 +241,7 @@ pub fn gather(
     judging: &JudgeArgs,
     with_baselines: bool,
     bar: &progress::Bar,
-) -> Result<(Vec<Entry>, Option<DataNote>)> {
+) -> Result<(Vec<Variant>, Option<DataNote>)> {
     let names = names(models);
     let mut entries = Vec::new();
     let mut note = None;
@@ -197,7 +260,7 @@ pub fn gather(
         };
         let (file_bytes, passes) = (weight_bytes(path)?, removed_by_passes(&root(path))?);
         let loads = Vec::new();
-        entries.push(Entry { name, model, file_bytes, baseline: false, prepared, loads, passes });
+        entries.push(Variant { name, model, file_bytes, baseline: false, prepared, loads, passes });
         if entries.len() == 1 && with_baselines {
             let mut made = baselines(&entries[0].name, &entries[0].model, bar)?;
             for entry in &mut made {
@@ -224,7 +287,7 @@ fn prepared(path: &Path, model: &Model, data: &Path, judging: &JudgeArgs) -> Res
 }
 
 /// Refuses to compare what answers different questions.
-fn comparable(first: &Entry, name: &str, model: &Model) -> Result<()> {
+fn comparable(first: &Variant, name: &str, model: &Model) -> Result<()> {
     let (a, b) = (&first.model.config, &model.config);
     if a.task == b.task && a.classes() == b.classes() && a.regression == b.regression {
         return Ok(());

@@ -5,9 +5,11 @@
 
 mod page;
 mod plot;
+mod searched;
 mod tables;
 
 pub use page::page;
+pub use searched::{Searched, Tried, searched_table};
 pub use tables::{removed, table};
 
 use crate::checkpoint::{file_bytes, read_json};
@@ -59,6 +61,9 @@ pub struct Comparison {
     pub timed_on: String,
     /// In the order given; the first is the reference.
     pub variants: Vec<Variant>,
+    /// What searches tried, each judged by texts of its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub searches: Vec<Searched>,
 }
 
 /// Examples, by name.
@@ -261,6 +266,7 @@ pub fn compare(
         data,
         timed_on,
         variants: variants.map(|((e, judged), timings)| variant(e, judged, timings)).collect(),
+        searches: Vec::new(),
     })
 }
 

@@ -1,6 +1,7 @@
 //! A comparison as one HTML file: no script runs in it and nothing is fetched.
 
 use super::plot::{Bars, COLOURS, Point, Scatter, escape, short, spark};
+use super::searched::searches;
 use super::tables::chance;
 use super::{Comparison, Variant};
 use crate::eval::load::Timing;
@@ -37,6 +38,7 @@ pub fn page(comparison: &Comparison) -> String {
     body += &shares(variants);
     body += &layers(variants);
     body += &passes(variants);
+    body += &searches(&comparison.searches);
     let data = serde_json::to_string(comparison).expect("a comparison is plain data");
     // Nothing in a script element ends it but `</`: names of files may hold that.
     let data = data.replace('<', "\\u003c");
@@ -147,7 +149,14 @@ fn scatters(variants: &[Variant]) -> String {
         let one = |v: &Variant| {
             let (metric, (cost, label)) = (v.metric()?, cost(v)?);
             let Variant { name, .. } = v.clone();
-            Some(Point { name, cost, value: metric.value, interval: metric.interval, label })
+            Some(Point {
+                name,
+                cost,
+                value: metric.value,
+                interval: metric.interval,
+                label,
+                faint: false,
+            })
         };
         variants.iter().filter_map(one).collect()
     };

@@ -15,6 +15,8 @@ pub struct Point {
     pub interval: Option<[f64; 2]>,
     /// `cost` in words.
     pub label: String,
+    /// Known less well than the others: drawn small, without a number, and no part of the front.
+    pub faint: bool,
 }
 
 /// Cost against value, with the Pareto front.
@@ -42,7 +44,9 @@ impl Scatter<'_> {
         let ys = Axis::linear(values, HEIGHT - MARGIN[3], MARGIN[2]);
         let mut out = String::new();
         let points: Vec<(f64, f64)> = self.points.iter().map(|p| (p.cost, p.value)).collect();
-        let best = front(&points);
+        let whole: Vec<usize> = (0..points.len()).filter(|&i| !self.points[i].faint).collect();
+        let best = front(&whole.iter().map(|&i| points[i]).collect::<Vec<_>>());
+        let best: Vec<usize> = best.into_iter().map(|i| whole[i]).collect();
         let names: Vec<String> = best.iter().map(|&i| self.points[i].name.clone()).collect();
         let description =
             format!("{} variants; not beaten in both: {}.", self.points.len(), names.join(", "));
@@ -95,8 +99,9 @@ impl Scatter<'_> {
             }
             let _ = write!(
                 out,
-                r#"<circle class="point c{}" cx="{x:.1}" cy="{y:.1}" r="6" data-variant="{}" data-cost="{}" data-value="{}"><title>{}: {}, {} {:.4}</title></circle>"#,
+                r#"<circle class="point c{}" cx="{x:.1}" cy="{y:.1}" r="{}" data-variant="{}" data-cost="{}" data-value="{}"><title>{}: {}, {} {:.4}</title></circle>"#,
                 i % COLOURS,
+                if point.faint { 3 } else { 6 },
                 escape(&point.name),
                 point.cost,
                 point.value,
@@ -114,7 +119,7 @@ impl Scatter<'_> {
     /// Numbers beside the points, as in the legend; moved where they would stand on each other.
     fn name(&self, out: &mut String, places: &[(f64, f64)]) {
         let mut taken: Vec<(f64, f64)> = places.to_vec();
-        for (i, &(x, y)) in places.iter().enumerate() {
+        for (i, &(x, y)) in places.iter().enumerate().filter(|(i, _)| !self.points[*i].faint) {
             let free = |&(dx, dy): &(f64, f64)| {
                 let (lx, ly) = (x + dx, y + dy);
                 let inside = lx > MARGIN[0] + 6.0

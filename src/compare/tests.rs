@@ -147,6 +147,45 @@ fn the_page_shows_what_the_json_says() {
 }
 
 #[test]
+fn the_page_draws_what_a_search_tried() {
+    let tried = |passes: &str, bytes, drop, whole: bool| Tried {
+        passes: passes.into(),
+        texts: 8,
+        judged: 9,
+        whole,
+        bytes,
+        speed: 2.0,
+        measured: whole,
+        drop,
+        front: whole && drop < 0.1,
+    };
+    let searched = Searched {
+        name: "out.search.jsonl".into(),
+        model: "m".into(),
+        judged_by: "9 held-out texts of <train>.tsv".into(),
+        metric: "accuracy".into(),
+        tried: vec![
+            tried("binarize", 1000, 0.05, true),
+            tried("quantize", 2000, 0.25, true),
+            tried("prune", 500, 0.01, false),
+        ],
+    };
+    let text = searched_table(&searched);
+    assert!(text.contains("3 recipes tried") && text.contains("-0.0500"), "{text}");
+    assert!(!text.contains("quantize") && !text.contains("prune"), "the front alone: {text}");
+    let html = page(&Comparison { searches: vec![searched], ..comparison() });
+    let section = &html[html.find("What a search tried").expect("a section")..];
+    let section = &section[..section.find("<script").expect("its end")];
+    // All three by size, and the two that were timed; numbers for those judged with all of the text.
+    assert_eq!(section.matches("<circle").count(), 5);
+    assert_eq!(section.matches("class=\"name\"").count(), 4);
+    assert!(section.contains("r=\"3\" data-variant=\"prune\""), "{section}");
+    assert!(section.contains("not beaten in both: binarize."), "{section}");
+    assert!(section.contains("&lt;train&gt;.tsv"), "names stay text");
+    assert!(!page(&comparison()).contains("What a search tried"));
+}
+
+#[test]
 fn tables_have_a_column_for_each_variant() {
     let c = comparison();
     let text = table(&c);
