@@ -40,7 +40,7 @@ use std::process::ExitCode;
     subcommand_negates_reqs = true,
     override_usage = "compress --passes PASSES MODEL -o OUT [OPTIONS]\n       compress <COMMAND>",
     after_help = "Exit codes: 0 ok, 2 usage, 3 bad recipe, 4 bad or unsupported input, \
-                  5 gate closed, 6 I/O, \
+                  5 gate closed or targets missed, 6 I/O, \
                   130 interrupted, 1 anything else.\n\n\
                   Example: compress --passes 'prune(sparsity=0.3),binarize' models/minilm-sst2 -o small --eval dev.tsv"
 )]

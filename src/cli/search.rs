@@ -250,7 +250,7 @@ fn run(
         if progress::interrupted() { Err(Error::Interrupted) } else { Ok(()) }
     };
     let searched = search(space, &settings, known, evaluate, record)?;
-    drop(log);
+    drop((log, bench)); // the run makes the best one anew
     bar.finish();
     let told = Told { searched: &searched, header: &header, path };
     if !args.json {
@@ -366,7 +366,7 @@ fn line(entry: &Entry, rungs: usize) -> String {
                 SpeedBy::Flops => " by FLOPs",
                 SpeedBy::Measured => "",
             };
-            let meets = if entry.miss == Some(0.0) { ", meets the targets" } else { "" };
+            let meets = if entry.feasible { ", meets the targets" } else { "" };
             format!(
                 "{rung}: {}, {:.2} times as fast{by}, {} {:+.4}{meets}: {}",
                 bytes(found.bytes),

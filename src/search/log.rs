@@ -227,6 +227,7 @@ mod tests {
             refused: None,
             found: Some(found(1234, 1.0 / 3.0, 0.1)),
             miss: Some(0.1),
+            feasible: false,
             seconds: 0.25,
         }
     }
@@ -297,7 +298,7 @@ mod tests {
         }
         drop(Log::create(&path, &header()).expect("a log"));
         let mut text = std::fs::read_to_string(&path).expect("a log");
-        text += "{\"rung\":0,\"passes\":\"a\",\"recipe\":\"\",\"seconds\":0}\n";
+        text += "{\"rung\":0,\"passes\":\"a\",\"recipe\":\"\",\"feasible\":false,\"seconds\":0}\n";
         std::fs::write(&path, text).expect("written");
         let error = read(&path).expect_err("no numbers").to_string();
         assert!(error.contains("line 2 with neither numbers"), "{error}");

@@ -59,6 +59,8 @@ pub struct Entry {
     /// How far from the targets it is; 0 where it meets them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub miss: Option<f64>,
+    /// Whether it meets them.
+    pub feasible: bool,
     pub seconds: f64,
 }
 
@@ -202,7 +204,8 @@ impl Search<'_> {
         let points = match self.trials.is_empty() {
             true => self.design.spread(self.settings.trials.div_ceil(2), &self.tried),
             false => {
-                let parents = self.parents();
+                // The best first. Not the front alone: what is on it is a matter of timing.
+                let parents = self.ranked(self.settings.rungs - 1);
                 let parents: Vec<&[usize]> =
                     parents.iter().map(|&trial| &self.trials[trial].point[..]).collect();
                 let near = self.design.near(&parents, left.min(BATCH), &self.tried);
@@ -221,14 +224,6 @@ impl Search<'_> {
             self.trials.push(Trial { point, steps, passes, found: Vec::new() });
         }
         jobs
-    }
-
-    /// Whose neighbours are worth a try: the best, then the rest of the front.
-    fn parents(&self) -> Vec<usize> {
-        let top = self.ranked(self.settings.rungs - 1);
-        let front = self.front(&top);
-        let best = top.first().copied();
-        best.into_iter().chain(front.into_iter().filter(|&f| Some(f) != best)).collect()
     }
 
     fn score(&self, trial: usize, rung: usize) -> Score {
@@ -279,7 +274,8 @@ impl Search<'_> {
             Err(e) => (None, Some(told(&e)), 0.0),
         };
         let miss = found.as_ref().map(|found| self.settings.targets.score(found).miss);
-        let entry = Entry { rung, passes, recipe: toml, refused, found, miss, seconds };
+        let feasible = miss == Some(0.0);
+        let entry = Entry { rung, passes, recipe: toml, refused, found, miss, feasible, seconds };
         record(&entry)?;
         self.note(trial, entry)
     }

@@ -27,9 +27,11 @@ fn transcript(dir: &Dir, commands: &[&[&str]]) -> String {
 fn help_names_every_command_and_option() {
     let dir = Dir::new();
     insta::assert_snapshot!("help", transcript(&dir, &[&["--help"]]));
-    let commands =
-        ["inspect", "eval", "train", "passes", "forward", "verify", "compare", "bench", "gate"]
-            .map(|c| [c, "--help"]);
+    let commands = [
+        "inspect", "eval", "train", "passes", "forward", "verify", "compare", "bench", "search",
+        "gate",
+    ]
+    .map(|c| [c, "--help"]);
     insta::assert_snapshot!(
         "help_of_commands",
         transcript(&dir, &commands.each_ref().map(|c| &c[..]))

@@ -17,6 +17,7 @@ mod malformed;
 mod output;
 mod prune;
 mod reviews;
+mod search;
 mod stopped;
 mod support;
 mod tiny;
