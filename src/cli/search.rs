@@ -78,8 +78,8 @@ pub struct SearchArgs {
     #[arg(long)]
     resume: bool,
 
-    /// Replace an output folder that has content, and the log of another search
-    #[arg(long, conflicts_with = "resume")]
+    /// Replace an output folder that has content, and without --resume the log of another search
+    #[arg(long)]
     force: bool,
 
     #[command(flatten)]

@@ -115,10 +115,12 @@ impl Searched {
     }
 }
 
+/// Makes and judges a recipe at a rung, and says how many seconds that took.
+pub type Evaluate<'a> = dyn FnMut(&Recipe, usize) -> Result<(Found, f64)> + 'a;
+
 /// Searches `space`.
 ///
 /// - `known`: what an earlier run found out; not asked again
-/// - `evaluate`: makes and judges a recipe at a rung
 /// - `record`: is told what was new
 ///
 /// # Errors
@@ -128,7 +130,7 @@ pub fn search(
     space: &Space,
     settings: &Settings,
     known: Vec<Entry>,
-    evaluate: &mut dyn FnMut(&Recipe, usize) -> Result<(Found, f64)>,
+    evaluate: &mut Evaluate,
     record: &mut dyn FnMut(&Entry) -> Result<()>,
 ) -> Result<Searched> {
     let known = known.into_iter().map(|entry| ((entry.passes.clone(), entry.rung), entry));
@@ -252,7 +254,7 @@ impl Search<'_> {
         &mut self,
         trial: usize,
         rung: usize,
-        evaluate: &mut dyn FnMut(&Recipe, usize) -> Result<(Found, f64)>,
+        evaluate: &mut Evaluate,
         record: &mut dyn FnMut(&Entry) -> Result<()>,
     ) -> Result<()> {
         let passes = self.trials[trial].passes.clone();

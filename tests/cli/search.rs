@@ -1,6 +1,7 @@
 //! `search`: from budgets to an output that a gate lets through.
 
 use crate::support::{Dir, Run, reviews, wait};
+use crate::tiny::Tiny;
 use serde_json::Value;
 use std::fs;
 use std::process::Stdio;
@@ -168,6 +169,45 @@ fn what_cannot_be_searched_is_refused() {
     let space = dir.ok(&["search", "packed", "--print-space"]);
     assert!(space.contains("tokens") && !space.contains("prune"), "{space}");
     assert!(dir.run(&[&packed[..], &["--calib", "texts.tsv"]].concat()).code == Some(0));
+}
+
+#[test]
+fn every_head_can_be_searched() {
+    let dir = tiny();
+    let heads = [
+        ("mlm", Tiny::masked_lm(), "mean_kl_nats"),
+        ("tags", Tiny::tagger(), "mean_kl_nats"),
+        ("answers", Tiny::reader(), "relative_l2"),
+    ];
+    for (name, head, divergence) in heads {
+        head.save(&dir.path(name));
+        let args = ["search", name, "--space", "space.toml", "--target", "drop=100%", "--quiet"];
+        let small = ["--trials", "2", "--rungs", "1", "--calib-texts", "64"];
+        for calib in ["builtin", "random"] {
+            let output = format!("{name}-{calib}");
+            let found = dir.json(&[&args[..], &small, &["-o", &output, "--calib", calib]].concat());
+            assert_eq!(found["front"][0]["divergence_of"], divergence, "{output}");
+            assert!(dir.path(&output).join("recipe.toml").is_file(), "{output}");
+        }
+    }
+}
+
+/// Variants that lost words see the held-out texts in their own tokens.
+#[test]
+fn a_vocabulary_may_be_part_of_the_space() {
+    let dir = tiny();
+    dir.write(
+        "space.toml",
+        "version = 1\n[[step]]\npass = \"vocab\"\n[[step]]\npass = \"quantize\"\noptional = true\n",
+    );
+    for (name, model) in [("classes", Tiny::classifier()), ("mlm", Tiny::masked_lm())] {
+        model.save(&dir.path("model"));
+        let found = dir.json(&search(name, "drop=100%", &["--trials", "2", "--rungs", "1"]));
+        let front = found["front"].as_array().expect("a front");
+        let vocab = front.iter().find(|f| f["passes"] == "vocab").expect("nothing is closer");
+        // The words that no text uses are gone, and nothing else is.
+        assert!(vocab["divergence"].as_f64().is_some_and(|d| d.abs() < 1e-6), "{name}: {vocab:#}");
+    }
 }
 
 /// From budgets to a page: what is printed as a space is taken as one, and the gate asks what the search was asked.
