@@ -262,9 +262,11 @@ impl<'a> Bench<'a> {
         };
         let found = Found {
             texts: at.texts.calibration.as_ref().map_or(0, |c| c.texts),
+            data: at.texts.data.as_ref().map_or(0, |d| d.texts.len()),
             judged: prepared.examples,
             bytes: file_bytes(&model.compacted().tensors())?,
             flops,
+            flops_share: flops as f64 / at.flops.max(1) as f64,
             speed,
             speed_by,
             drop: lost.drop,

@@ -20,12 +20,16 @@ pub struct Targets {
 pub struct Found {
     /// Of the calibration text, that passes worked with.
     pub texts: usize,
+    /// Of the texts to train on, those that it was trained on where a pass trains.
+    pub data: usize,
     /// Held-out texts that it was judged by.
     pub judged: usize,
     /// Of the weight file that would be written.
     pub bytes: u64,
     /// Of the held-out texts, each at its own length.
     pub flops: u64,
+    /// Over those of the original.
+    pub flops_share: f64,
     /// How many times as fast as the original.
     pub speed: f64,
     pub speed_by: SpeedBy,

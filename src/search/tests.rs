@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 pub(super) fn found(bytes: u64, speed: f64, drop: f64) -> Found {
     Found {
         texts: 8,
+        data: 0,
         judged: 4,
         bytes,
         flops: 1000,
+        flops_share: 1.0,
         speed,
         speed_by: SpeedBy::Measured,
         drop,

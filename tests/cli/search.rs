@@ -192,6 +192,24 @@ fn every_head_can_be_searched() {
     }
 }
 
+/// A share of the texts, and none that variants are judged by; the best is trained on all.
+#[test]
+fn passes_that_train_have_less_data_while_searching() {
+    let dir = tiny();
+    dir.write(
+        "space.toml",
+        "version = 1\n[[step]]\npass = \"distill\"\nsteps = 2\nbatch = { choose = [4, 8] }\n",
+    );
+    let data = ["--trials", "2", "--data", "texts.tsv", "--rungs", "1"];
+    let found = dir.json(&search("out", "drop=100%", &data));
+    // 48 are not drawn and 6 of the others held out: 42 of 96 are left.
+    assert_eq!(
+        (&found["front"][0]["data"], &found["front"][0]["judged"]),
+        (&42.into(), &54.into())
+    );
+    assert_eq!(found["report"]["data"]["texts"], 90);
+}
+
 /// Variants that lost words see the held-out texts in their own tokens.
 #[test]
 fn a_vocabulary_may_be_part_of_the_space() {
