@@ -47,6 +47,12 @@ pub trait Pass: std::fmt::Debug {
     fn counts_words(&self) -> bool {
         false
     }
+
+    /// Whether it looks at nothing but the tables of words and positions, counts of words and the seed, and rewrites
+    /// these tables alone: behind passes that leave them as they were it comes to the same.
+    fn tables_alone(&self) -> bool {
+        false
+    }
 }
 
 /// What a pass did.

@@ -215,6 +215,10 @@ impl Pass for Embed {
         true
     }
 
+    fn tables_alone(&self) -> bool {
+        true
+    }
+
     fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {
         self.check()?;
         let before = model.embeddings.word.clone();

@@ -6,7 +6,7 @@ use crate::checkpoint::Dtype;
 use crate::data::Words;
 use crate::model::subspace::digit;
 use crate::model::testing::*;
-use crate::model::{Codes, Task};
+use crate::model::{Codes, Layer, Task};
 use crate::pass::Quiet;
 use crate::report;
 
@@ -47,6 +47,31 @@ fn fitted(tensor: &Tensor, plan: &Plan) -> f64 {
     let weights = vec![1.0; tensor.shape[0]];
     let found = subspace::fit((tensor, "w"), &weights, &[], plan, 0, &Quiet).expect("floats");
     relative(tensor, &Weight::Subspace(Box::new(found)))
+}
+
+#[test]
+fn layers_do_not_matter_to_it() {
+    let model = tiny("bert", Task::SequenceClassification, 82);
+    let mut cut = model.clone();
+    cut.layers[1] = Layer { attention: None, ffn: None };
+    let bytes = |tensors: Vec<Tensor>| -> Vec<(String, Vec<u8>)> {
+        tensors.into_iter().map(|t| (t.name.clone(), t.bytes().to_vec())).collect()
+    };
+    let tables = |m: &Model| {
+        let word = m.embeddings.word.tensors();
+        bytes([word, vec![m.embeddings.position.clone()]].concat())
+    };
+    let rest = |m: &Model| {
+        let own: Vec<String> = tables(m).into_iter().map(|(name, _)| name).collect();
+        bytes(m.tensors().into_iter().filter(|t| !own.contains(&t.name)).collect())
+    };
+    for options in methods() {
+        assert!(options.tables_alone());
+        let (whole, behind) =
+            (embedded(&model, &options, None).0, embedded(&cut, &options, None).0);
+        assert_eq!(tables(&whole), tables(&behind), "{options:?}");
+        assert_eq!(rest(&cut), rest(&behind), "{options:?}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Makes variants in memory, and judges them beside the original by texts that no pass saw.
 
 use super::{ETA, Found, SpeedBy};
-use crate::checkpoint::file_bytes;
+use crate::checkpoint::{Tensor, file_bytes};
 use crate::compare::typical;
 use crate::data::Calibration;
 use crate::data::prepare::is_labelled;
@@ -11,14 +11,14 @@ use crate::eval::load::{self, Load};
 use crate::eval::tasks::{
     Answers, Metric, Prepared, Recut, answer, fidelity, fidelity_of, metrics,
 };
-use crate::model::{Model, Task};
+use crate::model::{Embeddings, Model, Task, Weight};
 use crate::pass::Progress;
 use crate::pipeline::{Applied, Options, SideFiles, Texts, macs_of};
 use crate::recipe::{Recipe, passes_step};
 use crate::runtime::{Batch, Encoder};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -150,6 +150,8 @@ pub struct Bench<'a> {
     rungs: Vec<Ready>,
     /// The rung, and what the steps of the last recipe left, one after the other.
     made: (usize, Vec<(String, Applied)>),
+    /// What steps that look at the tables alone make of those of the original, whatever stands before them.
+    tables: HashMap<String, Embeddings>,
 }
 
 /// One rung.
@@ -195,7 +197,7 @@ impl<'a> Bench<'a> {
             let texts = part(given.texts, rung, &held);
             rungs.push(Ready { texts, prepared, answers, metric, flops });
         }
-        Ok(Bench { given, encoder, rungs, made: (0, Vec::new()) })
+        Ok(Bench { given, encoder, rungs, made: (0, Vec::new()), tables: HashMap::new() })
     }
 
     /// Makes `recipe` with the text of `rung`, and judges it; with the seconds that it took.
@@ -312,8 +314,21 @@ impl<'a> Bench<'a> {
             interrupted,
         };
         for (index, step) in recipe.steps.iter().enumerate().skip(same) {
-            applied.run(teacher, (index, step), side_files, &options)?;
-            made.push((name(step), applied.clone()));
+            let key = name(step);
+            if step.pass.tables_alone() && has_tables_of(&applied.model, teacher) {
+                if !self.tables.contains_key(&key) {
+                    let mut alone = Applied::of(teacher);
+                    alone.run(teacher, (index, step), side_files, &options)?;
+                    self.tables.insert(key.clone(), alone.model.embeddings);
+                }
+                let (tables, model) = (self.tables[&key].clone(), &mut applied.model);
+                model.embeddings.word = tables.word;
+                model.embeddings.position = tables.position;
+                model.drop_tied_copy();
+            } else {
+                applied.run(teacher, (index, step), side_files, &options)?;
+            }
+            made.push((key, applied.clone()));
         }
         Ok(applied)
     }
@@ -329,6 +344,16 @@ impl<'a> Bench<'a> {
         let timings = load::time(&[&self.encoder, encoder], &loads, RUNS, &step)?;
         let speeds = timings[1].iter().map(|t| t.speedup.median);
         Ok(speeds.fold(f64::INFINITY, f64::min))
+    }
+}
+
+/// Whether nothing has touched the words and positions of `teacher`: the same bytes at the same place.
+fn has_tables_of(model: &Model, teacher: &Model) -> bool {
+    let (own, theirs) = (&model.embeddings, &teacher.embeddings);
+    let same = |a: &Tensor, b: &Tensor| std::ptr::eq(a.bytes(), b.bytes());
+    match (&own.word, &theirs.word) {
+        (Weight::Dense(a), Weight::Dense(b)) => same(a, b) && same(&own.position, &theirs.position),
+        _ => false,
     }
 }
 

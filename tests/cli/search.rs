@@ -26,6 +26,9 @@ one_of = "layers"
 planes = { choose = [4, 2] }
 "#;
 
+/// A step that looks at the word table alone, for the end of a space: it is run once for all.
+const WORDS: &str = "\n[[step]]\npass = \"embed\"\noptional = true\nmethod = \"int8\"\n";
+
 /// A tiny classifier, 96 labelled texts, and a space of 15 recipes.
 fn tiny() -> Dir {
     let dir = Dir::with_tiny();
@@ -242,14 +245,19 @@ fn a_pipeline_searches_gates_and_compares() {
     assert_eq!(taken, default);
     // What of it takes a second on a slow machine.
     let space = SPACE.replace("sparsity = { choose = [0.2, 0.4] }", "sparsity = 0.2");
+    let space = space.replace("[\"none\", \"int8\"]", "[\"none\"]") + WORDS;
     dir.write("space.toml", space.replace("choose = [4, 2]", "choose = [2]"));
     let args =
         ["search", &model, "-o", "best", "--target", "size=900kB,drop=2%", "--space", "space.toml"];
     let text = ["--calib", &train, "--calib-texts", "32", "--judge-texts", "200", "--eval", &dev];
     let found =
-        dir.json(&[&args[..], &text, &["--trials", "4", "--rungs", "2", "--quiet"]].concat());
+        dir.json(&[&args[..], &text, &["--trials", "8", "--rungs", "2", "--quiet"]].concat());
     assert_eq!(found["judged_by"], "200 held-out texts of train.tsv");
     assert_eq!(found["report"]["quality"]["data"], "dev.tsv");
+    // What was judged is what was written, tables that were made for another recipe included.
+    let top = &found["front"][0];
+    let written = fs::metadata(dir.path("best/model.safetensors")).expect("weights").len();
+    assert_eq!((&top["passes"], &top["bytes"]), (&found["winner"], &written.into()));
     assert!(found["winner"].as_str().is_some_and(|w| w.contains("quantize")), "{found:#}");
     dir.ok(&["verify", "best"]);
 
@@ -264,7 +272,7 @@ fn a_pipeline_searches_gates_and_compares() {
     let page = ["--batch", "1", "--quiet", "--html", "page.html"];
     let json = dir.json(&[&compare[..], &page].concat());
     let tried = json["searches"][0]["tried"].as_array().expect("a search");
-    assert_eq!(tried.len(), 4);
+    assert_eq!(tried.len(), 8);
     let html = fs::read_to_string(dir.path("page.html")).expect("a page");
     for t in tried {
         let size = t["bytes"].as_f64().expect("bytes") / 1_048_576.0;
