@@ -299,7 +299,7 @@ fn run(
             print(&format!(
                 "\n{}\nwrote {} with all of the text{seen}; report.md in it has the details\n",
                 report::before_after(&done.report, &done.measured),
-                done.output.display(),
+                args.output.as_deref().unwrap_or(&done.output).display(),
             ))
         }
     }
