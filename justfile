@@ -32,6 +32,11 @@ fixtures golden:
     python3 fixtures/reviews/make.py
     python3 fixtures/gradients/make.py {{golden}}
 
+# All targets beside what compress answers, and their latency (Python with torch, transformers and onnxruntime): just interop PYTHON MODEL TEXTS
+interop python model texts:
+    cargo build --release --bin compress
+    {{python}} tests/interop/compare.py target/release/compress {{model}} --texts {{texts}} --latency
+
 # Build and open the documentation
 docs:
     cargo doc --no-deps --open

@@ -14,6 +14,7 @@ const LAYERS: &[&str] = &[
     "train",
     "eval",
     "report",
+    "emit",
     "pass",
     "passes",
     "recipe",

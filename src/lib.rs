@@ -2,13 +2,14 @@
 //!
 //! The map, lowest layer first; a module uses only what stands above it here (`layers.rs` checks):
 //! `checkpoint` reads and writes named tensors, `model` makes one encoder of them, `runtime` runs it,
-//! `data` turns texts into batches, `train` has gradients, `eval` measures, `report` tells, `pass` says
-//! what a pass is, `passes` holds them, `recipe` puts them in order, `pipeline` runs them, `compare` puts
-//! variants side by side, `search` tries many and keeps the best.
+//! `data` turns texts into batches, `train` has gradients, `eval` measures, `report` tells, `emit` writes
+//! forms for other software, `pass` says what a pass is, `passes` holds them, `recipe` puts them in order,
+//! `pipeline` runs them, `compare` puts variants side by side, `search` tries many and keeps the best.
 
 pub mod checkpoint;
 pub mod compare;
 pub mod data;
+pub mod emit;
 pub mod error;
 pub mod eval;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use crate::Result;
 use crate::checkpoint::Tensor;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::{Calibration, Dataset, Vocabulary, Words};
+use crate::emit::Target;
 use crate::model::Model;
 use crate::report::{Change, Training};
 use crate::train::state::StateFile;
@@ -41,6 +42,12 @@ pub trait Pass: std::fmt::Debug {
     /// Whether it trains weights that passes before it left, when there is text to train on (`data`) or not.
     fn trains(&self, _data: bool) -> bool {
         false
+    }
+
+    /// What of its outcome `target` may not carry, as far as options tell; `None` where it does. With text to train on
+    /// (`data`) or without.
+    fn refuses(&self, _target: Target, _data: bool) -> Option<&'static str> {
+        None
     }
 
     /// Whether it wants to know how often each word is used.

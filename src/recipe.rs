@@ -3,6 +3,8 @@
 //! A recipe is written on the command line (`prune(sparsity=0.5),binarize`) or in a TOML file
 //! (docs/architecture.md, "Recipes"); both come out as the same steps.
 
+use crate::emit::{Emit, SignPlanes, Target, refused};
+use crate::model::Model;
 use crate::pass::{Entry, Pass};
 use crate::{Error, Result, passes};
 use serde_json::{Value as Json, json};
@@ -12,6 +14,8 @@ use toml::{Table, Value};
 #[derive(Debug, Default)]
 pub struct Recipe {
     pub steps: Vec<Step>,
+    /// Forms for other software besides.
+    pub emit: Emit,
 }
 
 /// One pass with all its options, those not given at their defaults.
@@ -51,7 +55,32 @@ impl Recipe {
     /// [`Error::Recipe`] for broken TOML, other versions and unknown keys, and what
     /// [`Recipe::from_steps`] refuses.
     pub fn from_toml(text: &str, set: &[String]) -> Result<Recipe> {
-        Recipe::from_steps(read_toml(text)?, set)
+        let (steps, mut others) = read_table(text)?;
+        let emit = emit(&mut others)?;
+        nothing_left(&others, "`version`, `emit`, `onnx_binary` and `[[step]]`")?;
+        Ok(Recipe { emit, ..Recipe::from_steps(steps, set)? })
+    }
+
+    /// Checks that every target that is to be written can carry what becomes of `model`, as far as that is known before
+    /// passes run. `data`: whether there is text to train on.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`], with what is in the way and the targets that carry it.
+    pub fn check_emit(&self, model: &Model, data: bool) -> Result<()> {
+        self.emit.check(model)?;
+        for step in &self.steps {
+            for &target in &self.emit.targets {
+                if let Some(why) = step.pass.refuses(target, data) {
+                    let carries = |other: Target| {
+                        let passes =
+                            self.steps.iter().all(|s| s.pass.refuses(other, data).is_none());
+                        passes && other.refusal(model).is_none()
+                    };
+                    return Err(refused(target, format!("after `{}` {why}", step.name), carries));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Checks names, options and order; `set` holds overrides like `prune.sparsity=0.6`.
@@ -96,7 +125,7 @@ impl Recipe {
                 });
             }
         }
-        Ok(Recipe { steps })
+        Ok(Recipe { steps, emit: Emit::default() })
     }
 
     /// As config.json and reports hold it; null for the empty recipe.
@@ -122,6 +151,13 @@ impl Recipe {
     /// As the TOML file that reproduces it.
     pub fn to_toml(&self) -> String {
         let mut text = String::from("version = 1\n");
+        if !self.emit.targets.is_empty() {
+            let names: Vec<&str> = self.emit.targets.iter().map(|f| f.name()).collect();
+            text += &format!("emit = {names:?}\n");
+        }
+        if self.emit.sign_planes != SignPlanes::default() {
+            text += &format!("onnx_binary = \"{}\"\n", self.emit.sign_planes.name());
+        }
         for step in &self.steps {
             text += &format!("\n[[step]]\npass = \"{}\"\n{}", step.name, step.options);
         }
@@ -134,6 +170,20 @@ impl Recipe {
 /// # Errors
 /// [`Error::Recipe`] for broken TOML, other versions and unknown keys.
 pub fn read_toml(text: &str) -> Result<Vec<(String, Table)>> {
+    let (steps, others) = read_table(text)?;
+    nothing_left(&others, "`version` and `[[step]]`")?;
+    Ok(steps)
+}
+
+fn nothing_left(table: &Table, known: &str) -> Result<()> {
+    match table.keys().next() {
+        Some(key) => Err(bad(&format!("key `{key}`"), known)),
+        None => Ok(()),
+    }
+}
+
+/// The steps, and the keys beside them.
+fn read_table(text: &str) -> Result<(Vec<(String, Table)>, Table)> {
     let mut table: Table = text.parse().map_err(|e: toml::de::Error| Error::Recipe {
         found: e.message().to_string(),
         expected: match e.span() {
@@ -153,10 +203,7 @@ pub fn read_toml(text: &str) -> Result<Vec<(String, Table)>> {
         Some(Value::Array(steps)) => steps,
         Some(other) => return Err(bad(&other.to_string(), "`[[step]]` tables")),
     };
-    if let Some(key) = table.keys().next() {
-        return Err(bad(&format!("key `{key}`"), "`version` and `[[step]]`"));
-    }
-    steps
+    let steps = steps
         .into_iter()
         .map(|step| {
             let Value::Table(mut options) = step else {
@@ -167,7 +214,25 @@ pub fn read_toml(text: &str) -> Result<Vec<(String, Table)>> {
                 _ => Err(bad("a step without a name", "`pass = \"…\"` in every `[[step]]`")),
             }
         })
-        .collect()
+        .collect::<Result<_>>()?;
+    Ok((steps, table))
+}
+
+/// The keys of a recipe that say what is written besides.
+fn emit(table: &mut Table) -> Result<Emit> {
+    let names: Vec<String> = match table.remove("emit") {
+        None => Vec::new(),
+        Some(found) => {
+            let said = found.to_string();
+            found.try_into().map_err(|_| bad(&format!("`emit = {said}`"), "a list of names"))?
+        }
+    };
+    let planes = match table.remove("onnx_binary") {
+        None => None,
+        Some(Value::String(name)) => Some(SignPlanes::named(&name)?),
+        Some(other) => return Err(bad(&format!("`onnx_binary = {other}`"), "a name")),
+    };
+    Emit::new(&names, planes)
 }
 
 /// The entry of the pass `name`.
@@ -361,7 +426,7 @@ mod tests {
         insta::assert_snapshot!(error("tokens,binarize,tokens"), @"cannot read the recipe: found `tokens` after `tokens`, expected `tokens` once: a second one cannot build on the first");
         let toml = |text: &str| Recipe::from_toml(text, &[]).expect_err("broken").to_string();
         insta::assert_snapshot!(toml("version = 2"), @"cannot read the recipe: found `version = 2`, expected `version = 1`");
-        insta::assert_snapshot!(toml("version = 1\nsteps = []"), @"cannot read the recipe: found `key `steps``, expected `version` and `[[step]]`");
+        insta::assert_snapshot!(toml("version = 1\nsteps = []"), @"cannot read the recipe: found `key `steps``, expected `version`, `emit`, `onnx_binary` and `[[step]]`");
         insta::assert_snapshot!(toml("version = 1\n[[step]]\nsparsity = 0.5"), @"cannot read the recipe: found `a step without a name`, expected `pass = \"…\"` in every `[[step]]`");
     }
 }

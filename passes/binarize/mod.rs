@@ -13,6 +13,7 @@ mod rungs;
 mod tests;
 mod weights;
 
+use crate::emit::Target;
 use crate::model::{Activations, Binary, Int8, Linear, LowRank, Model, Weight};
 use crate::pass::{Context, Entry, Pass, Work};
 use crate::report::Change;
@@ -155,6 +156,14 @@ impl Default for Binarize {
 }
 
 impl Pass for Binarize {
+    fn refuses(&self, target: Target, _data: bool) -> Option<&'static str> {
+        match (self.activations, target) {
+            (1, Target::Dense | Target::Hf | Target::Onnx) => Some("inputs of layers are signs"),
+            (4, Target::Dense) => Some("inputs of layers are rounded to 4 bits"),
+            _ => None,
+        }
+    }
+
     fn check(&self) -> Result<()> {
         let fail = |option, found: String, expected: &str| {
             Err(Error::Option { pass: "binarize", option, found, expected: expected.into() })

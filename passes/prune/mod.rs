@@ -16,6 +16,7 @@ mod search;
 mod tests;
 
 use crate::data::Calibration;
+use crate::emit::Target;
 use crate::model::slice::Masks;
 use crate::model::{Layer, Linear, Model, cost};
 use crate::pass::{Context, Entry, Pass, Work};
@@ -319,6 +320,12 @@ impl Pass for Prune {
             Mode::Auto => data && self.masks.is_empty(),
             Mode::Weights | Mode::Text => false,
         }
+    }
+
+    fn refuses(&self, target: Target, data: bool) -> Option<&'static str> {
+        let free = self.trains(data) && self.shape == Shape::Layers;
+        (target == Target::Dense && free)
+            .then_some("training may cut hidden dimensions, and blocks with their LayerNorms")
     }
 }
 

@@ -9,6 +9,7 @@ mod tests;
 mod training;
 
 use crate::data::Calibration;
+use crate::emit::Target;
 use crate::model::{Model, Reads, Score, TokenSchedule};
 use crate::pass::{Context, Entry, Pass, Work};
 use crate::report::COMPUTE_TOKENS;
@@ -202,6 +203,10 @@ impl Pass for Tokens {
             Mode::Auto => data && self.drop.0 == 0.0,
             Mode::Ratio | Mode::Text => false,
         }
+    }
+
+    fn refuses(&self, target: Target, _data: bool) -> Option<&'static str> {
+        (target == Target::Dense).then_some("layers drop tokens")
     }
 
     fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {

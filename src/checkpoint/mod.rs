@@ -12,7 +12,7 @@ mod writer;
 
 pub use output::{OutputFolder, remove_stale};
 pub use tensor::{Dtype, Tensor};
-pub use writer::{WrittenFile, file_bytes, metadata, write_bytes, write_file};
+pub use writer::{WrittenFile, file_bytes, file_with, metadata, write_bytes, write_file};
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -112,6 +112,17 @@ pub fn metadata() -> BTreeMap<String, String> {
     BTreeMap::from([("format".to_string(), "pt".to_string())])
 }
 
+/// A safetensors file in memory, with this metadata.
+///
+/// # Errors
+/// [`Error::Mismatch`] if two tensors have the same name, or the names are too many for a header.
+pub fn file_with(tensors: &[Tensor], metadata: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+    let ordered = ordered(tensors)?;
+    let mut bytes = header(&ordered, metadata)?;
+    ordered.iter().for_each(|tensor| bytes.extend_from_slice(tensor.bytes()));
+    Ok(bytes)
+}
+
 /// Writes one safetensors file at `path`: beside it under a temporary name first, then renamed, so that
 /// it is there whole or not at all. An existing file is replaced.
 ///

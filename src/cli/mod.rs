@@ -3,6 +3,7 @@
 
 mod bench;
 mod compare;
+mod emit;
 mod eval;
 mod forward;
 mod gate;
@@ -65,6 +66,8 @@ enum Command {
     Forward(forward::ForwardArgs),
     /// Check that an output is whole and answers as it did when it was written
     Verify(verify::VerifyArgs),
+    /// Write an output for other software besides: Transformers, ONNX Runtime
+    Emit(emit::EmitArgs),
     /// Put variants of a model side by side: size, compute, speed, quality, as a table or a page
     Compare(compare::CompareArgs),
     /// Time models in turn, over batch sizes and lengths
@@ -145,7 +148,13 @@ pub fn main() -> ExitCode {
     return_large_buffers();
     quiet_guarded_panics();
     let cli = Cli::parse();
-    if let None | Some(Command::Forward(_) | Command::Train(_) | Command::Search(_)) = cli.command {
+    let keeps_nothing = matches!(
+        cli.command,
+        None | Some(
+            Command::Forward(_) | Command::Train(_) | Command::Search(_) | Command::Emit(_)
+        )
+    );
+    if keeps_nothing {
         progress::catch_signals(); // the others leave nothing behind when a signal ends them
     }
     let done = kernels::limit_by_environment().and_then(|()| match &cli.command {
@@ -156,6 +165,7 @@ pub fn main() -> ExitCode {
         Some(Command::Passes(args)) => passes::main(args),
         Some(Command::Forward(args)) => forward::main(args),
         Some(Command::Verify(args)) => verify::main(args),
+        Some(Command::Emit(args)) => emit::main(args),
         Some(Command::Compare(args)) => compare::main(args),
         Some(Command::Bench(args)) => bench::main(args),
         Some(Command::Search(args)) => search::main(args),

@@ -1,5 +1,6 @@
 //! `compress --passes … MODEL -o OUT`
 
+use super::emit::TargetArgs;
 use super::texts::TextArgs;
 use super::{
     ResumeArgs, ThreadArgs, keep_freed_buffers, print, print_json, progress, recipe_text, tokenizer,
@@ -26,6 +27,10 @@ pub struct RunArgs {
     /// A TOML file with the passes instead
     #[arg(long, value_name = "FILE", conflicts_with = "passes")]
     recipe: Option<PathBuf>,
+
+    // They replace what a recipe says.
+    #[command(flatten)]
+    targets: TargetArgs,
 
     /// Override one option, as `prune.sparsity=0.6`; may be given again
     #[arg(long, value_name = "PASS.OPTION=VALUE")]
@@ -69,14 +74,18 @@ pub fn main(args: &RunArgs) -> Result<()> {
     let input = args.model.as_deref().expect("clap requires it");
     let output = args.output.as_deref().expect("clap requires it");
     args.threads.apply()?;
-    let recipe = match &args.recipe {
+    let mut recipe = match &args.recipe {
         Some(path) => Recipe::from_toml(&recipe_text(path)?, &args.set)?,
         None => Recipe::parse(args.passes.as_deref().unwrap_or_default(), &args.set)?,
     };
+    if let Some(emit) = args.targets.emit()? {
+        recipe.emit = emit;
+    }
     if recipe.steps.iter().any(|s| s.pass.trains(args.texts.data.is_some())) {
         keep_freed_buffers();
     }
     let model = Model::open(input)?;
+    recipe.check_emit(&model, args.texts.data.is_some())?;
     let folder = OutputFolder::create(output, input, args.force)?;
     let given = &args.texts;
     let calib = given.calib();

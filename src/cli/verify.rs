@@ -1,18 +1,30 @@
 //! `compress verify OUT`
 
-use super::{print, print_json};
+use super::{ColumnArgs, max_tokens, needed, print, print_json, tokenizer};
 use clap::Args;
 use compress::checkpoint::{read_json, sha256};
-use compress::model::Model;
+use compress::data::{Calibration, Source};
+use compress::emit::Target;
+use compress::emit::check::{self, Compared};
+use compress::model::{Model, Task};
 use compress::pipeline::fingerprint;
+use compress::runtime::Batch;
 use compress::{Error, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     /// An output of `compress`
     output: PathBuf,
+    /// Load what was emitted with Transformers and ONNX Runtime, under this Python [default: $COMPRESS_PYTHON, else python3]
+    #[arg(long, value_name = "PATH", num_args = 0..=1, require_equals = true)]
+    python: Option<Option<PathBuf>>,
+    /// Texts to compare the answers on: .tsv, .csv, .jsonl, or .txt [default: 64 of the built-in text]
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    columns: ColumnArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -76,11 +88,106 @@ pub fn main(args: &VerifyArgs) -> Result<()> {
         ));
     }
     let tensors = model.tensors().len();
+    let said = report["emitted"].as_array().cloned().unwrap_or_default();
+    let named = said.iter().map(|e| Target::named(e["target"].as_str().unwrap_or_default()));
+    let targets = named.collect::<Result<Vec<_>>>()?;
+    let Targets { compared, left } = self::targets(args, &model, &targets, &said)?;
     if args.json {
-        return print_json(&json!({"ok": true, "files": files.len(), "tensors": tensors}));
+        let left: Vec<&str> = left.iter().map(|t| t.name()).collect();
+        print_json(&json!({
+            "ok": true, "files": files.len(), "tensors": tensors, "targets": compared, "not_verified": left,
+        }))?;
+    } else {
+        print(&format!(
+            "ok: {} files as written, {tensors} tensors in the shapes that config.json states, same answer to the test input\n",
+            files.len()
+        ))?;
+        for c in &compared {
+            let same = c
+                .same
+                .map_or(String::new(), |[same, all]| format!(", {same} of {all} choose the same"));
+            print(&format!(
+                "{}: {} texts by {}, answers differ by at most {:.1e}, typically {:.1e}{same}\n",
+                c.target, c.texts, c.by, c.difference, c.typical
+            ))?;
+        }
+        for target in &left {
+            print(&format!(
+                "{}: not verified here: this program does not run it; --python does\n",
+                target.name()
+            ))?;
+        }
     }
-    print(&format!(
-        "ok: {} files as written, {tensors} tensors in the shapes that config.json states, same answer to the test input\n",
-        files.len()
-    ))
+    compared.iter().try_for_each(Compared::check)
+}
+
+/// What was compared, and what only Python could.
+struct Targets {
+    compared: Vec<Compared>,
+    left: Vec<Target>,
+}
+
+/// Texts that are compared on where no file is given.
+const TEXTS: usize = 64;
+/// Numbers of an answer that are compared at once: the logits of a masked-LM head are many.
+const NUMBERS: usize = 1 << 24;
+
+fn targets(
+    args: &VerifyArgs,
+    model: &Model,
+    targets: &[Target],
+    said: &[Value],
+) -> Result<Targets> {
+    if args.python.is_some() && targets.is_empty() {
+        return Err(Error::Mismatch {
+            found: format!("{} has no target for other software", args.output.display()),
+            expected: "--python loads those".into(),
+            advice: "write some: `compress emit`",
+        });
+    }
+    if targets.is_empty() {
+        return Ok(Targets { compared: Vec::new(), left: Vec::new() });
+    }
+    let batches = batches(args, model)?;
+    let mut compared = Vec::new();
+    if targets.contains(&Target::Dense) {
+        compared.push(check::dense(model, &args.output.join(Target::Dense.name()), &batches)?);
+    }
+    let left: Vec<Target> = targets.iter().copied().filter(|t| *t != Target::Dense).collect();
+    let Some(python) = &args.python else { return Ok(Targets { compared, left }) };
+    let usual = || std::env::var_os("COMPRESS_PYTHON").unwrap_or("python3".into()).into();
+    let python = python.clone().unwrap_or_else(usual);
+    let nbits = said.iter().any(|e| e["sign_planes"] == "nbits");
+    compared.extend(check::by_python(&python, model, &args.output, targets, nbits, &batches)?);
+    Ok(Targets { compared, left: Vec::new() })
+}
+
+/// Texts in tokens of the model, or random tokens where it has no tokenizer.
+fn batches(args: &VerifyArgs, model: &Model) -> Result<Vec<Batch>> {
+    let tokenizer = tokenizer(&args.output)?;
+    let tokens = max_tokens(model, tokenizer.as_ref(), &args.output, None)?;
+    let (source, limit) = match &args.data {
+        Some(path) => {
+            needed(tokenizer.as_ref(), &args.output)?;
+            let columns = args.columns.columns();
+            (Source::File { path: path.clone(), columns }, usize::MAX)
+        }
+        None if tokenizer.is_some() => (Source::Builtin, TEXTS),
+        None => (Source::Random, TEXTS),
+    };
+    let texts = Calibration::read(&source, tokenizer.as_ref(), &model.config, limit, tokens, 0)?;
+    let width = match model.config.task {
+        Task::MaskedLm => model.config.vocab,
+        Task::Bare => model.config.hidden,
+        _ => 1,
+    };
+    let mut left = NUMBERS / width;
+    let mut batches = texts.batches;
+    batches.extend(texts.held_out);
+    batches.retain(|batch| {
+        let fits = batch.tokens() <= left;
+        left = left.saturating_sub(batch.tokens());
+        fits
+    });
+    Ok(batches)
 }

@@ -300,6 +300,22 @@ pub fn level(scales: &[f32], code: u8) -> f32 {
     scales.iter().enumerate().map(signed).sum()
 }
 
+/// The levels of a row as whole numbers up to `most` of a unit, by code, and the unit: how integer kernels multiply
+/// several planes at once (`runtime::kernels::packed`).
+///
+/// # Panics
+/// For more than four scales.
+pub fn whole_levels(scales: &[f32], most: i8) -> ([i8; 16], f32) {
+    let greatest: f32 = scales.iter().map(|s| s.abs()).sum();
+    let unit = greatest / f32::from(most);
+    let mut table = [0; 16];
+    for (code, whole) in table[..1 << scales.len()].iter_mut().enumerate() {
+        // NaN, of a row of zeros, becomes 0.
+        *whole = ((level(scales, code as u8) / unit).round() as i8).clamp(-most, most);
+    }
+    (table, unit)
+}
+
 /// The levels that a weight of a group can take, sorted, with their codes.
 #[derive(Debug, Clone)]
 pub struct Levels {

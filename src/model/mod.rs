@@ -178,6 +178,16 @@ impl Model {
         tensors
     }
 
+    /// Every linear layer of the encoder and its head, in the order of computation.
+    pub fn linears(&self) -> Vec<&Linear> {
+        let mut linears: Vec<&Linear> = self.embeddings.project.iter().collect();
+        for layer in &self.layers {
+            linears.extend(layer.linears().into_iter().map(|(_, linear)| linear));
+        }
+        linears.extend(self.head.linears());
+        linears
+    }
+
     /// Forgets a copy of the word table under the name of the decoder that is tied to it: it would contradict a table
     /// that was changed.
     pub fn drop_tied_copy(&mut self) {

@@ -298,14 +298,9 @@ impl Model {
     /// Every matrix of the encoder and its head that can be packed, and the bits of what it multiplies; `None`: as
     /// it comes.
     fn weights(&self) -> Vec<(&Weight, Option<u32>)> {
-        let mut linears: Vec<&Linear> = self.embeddings.project.iter().collect();
-        for layer in &self.layers {
-            linears.extend(layer.linears().into_iter().map(|(_, linear)| linear));
-        }
-        linears.extend(self.head.linears());
         let mut weights = vec![(&self.embeddings.word, None)];
         let bits = |l: &Linear| if l.elastic.is_some() { Some(1) } else { l.activations.bits() };
-        weights.extend(linears.into_iter().map(|l| (&l.weight, bits(l))));
+        weights.extend(self.linears().into_iter().map(|l| (&l.weight, bits(l))));
         weights
     }
 }

@@ -133,7 +133,7 @@ impl TokenSchedule {
     }
 
     /// As config.json has it.
-    pub(super) fn to_json(&self) -> Value {
+    pub fn to_json(&self) -> Value {
         let bits = |bins: &Vec<bool>| -> String {
             bins.iter().map(|&on| if on { '1' } else { '0' }).collect()
         };

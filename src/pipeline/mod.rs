@@ -1,10 +1,12 @@
 //! Runs a recipe: one pass after the other, checked, measured, written.
 
 mod apply;
+mod emit;
 mod files;
 mod finetune;
 
 pub use apply::{Applied, SideFiles};
+pub use emit::add as add_targets;
 pub use files::{root, side_files, weight_bytes};
 pub use finetune::Finetune;
 
@@ -142,6 +144,7 @@ fn write(
         files.push(folder.add_tensors(name, tensors, &metadata, options.interrupted)?);
     }
     let sentences = model.config.task == Task::Embedding;
+    let from = files.len();
     let rewritten = cut.as_ref().map_or(&[][..], |cut| &cut.vocabulary.files);
     for (from, name) in side_files {
         // The length and the pooling of sentence embeddings say nothing of another head.
@@ -157,6 +160,15 @@ fn write(
     }
     if sentences && root.join("modules.json").is_file() {
         files.push(folder.add_file("modules.json", &pretty(&flat_modules(&root)?))?);
+    }
+    let beside: Vec<String> = files[from..].iter().map(|f| f.name.clone()).collect();
+    let mut emitted = Vec::new();
+    if let Some(recipe) = recipe {
+        let (shards, stop) = (options.max_shard_bytes, options.interrupted);
+        let (notes, more) =
+            crate::emit::write(&recipe.emit, &model, &beside, &mut folder, shards, stop)?;
+        emitted = notes;
+        files.extend(more);
     }
     let arguments: String = options.arguments.chars().filter(|c| !c.is_control()).collect();
     if let Some(recipe) = recipe {
@@ -191,6 +203,7 @@ fn write(
         loads_natively: model.loads_natively(),
         loads_without_schedule: model.tensors_load_natively() && !model.loads_natively(),
         fingerprint: fingerprint(&model)?,
+        emitted,
         files: Vec::new(),
     };
     let card = report::model_card(&report, license(&root).as_deref());

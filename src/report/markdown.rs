@@ -1,7 +1,7 @@
 //! report.md and the model card.
 
 use super::tables::{bytes, count, giga, metric_value};
-use super::{Change, Form, PassNote, Report, Training};
+use super::{Change, Emitted, Form, PassNote, Report, Training};
 
 /// One line a changed matrix: shape and form before and after, and the error made.
 pub fn changes(changes: &[Change]) -> String {
@@ -85,6 +85,33 @@ pub fn report(report: &Report) -> String {
     }
     for pass in &report.passes {
         out += &pass_section(pass);
+    }
+    out += &targets(&report.emitted);
+    out
+}
+
+/// How the last section begins.
+pub const TARGETS: &str = "\n## Targets\n\n";
+
+/// The last section, of what is written for other software; nothing where there are none.
+pub fn targets(emitted: &[Emitted]) -> String {
+    if emitted.is_empty() {
+        return String::new();
+    }
+    let mut out = TARGETS.to_string();
+    out += "`native`, this folder, is the one to keep: all others are made of it. `compress verify` compares \
+            them.\n\n| target | weights | all files | for | loaded by |\n|---|---|---|---|---|\n";
+    for e in emitted {
+        let sizes = [bytes(e.weight_bytes), bytes(e.bytes)].join(" | ");
+        out += &format!("| `{}` | {sizes} | {} | {} |\n", e.target, e.purpose, e.loads);
+    }
+    for e in emitted {
+        for limit in &e.limits {
+            out += &format!("\n`{}`: {limit}.\n", e.target);
+        }
+        for (file, sha256) in &e.code {
+            out += &format!("\n`{file}` has the SHA-256 {sha256}.\n");
+        }
     }
     out
 }
@@ -247,6 +274,7 @@ pub fn model_card(report: &Report, license: Option<&str>) -> String {
         true => "\nDetails: report.md, report.json.\n",
         false => "\nDetails: report.md, report.json; recipe.toml reproduces it.\n",
     };
+    out += &targets(&report.emitted);
     out
 }
 

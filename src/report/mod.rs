@@ -6,7 +6,10 @@ mod tables;
 mod training;
 
 pub use change::{Change, Form};
-pub use markdown::{changes as markdown_changes, model_card, report as markdown};
+pub use markdown::{
+    TARGETS, changes as markdown_changes, model_card, report as markdown,
+    targets as markdown_targets,
+};
 pub use tables::{before_after, bytes, count, metric_value, plain_table};
 pub use training::Training;
 
@@ -15,7 +18,7 @@ use crate::eval::latency::Latency;
 use crate::eval::tasks::Metric;
 use crate::model::cost::{self, Cost};
 use crate::model::{Layer, Model, TokenSchedule, Weight};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -49,7 +52,34 @@ pub struct Report {
     pub loads_without_schedule: bool,
     /// The head's answer to a fixed input, which `compress verify` computes again.
     pub fingerprint: Vec<f32>,
+    /// What is written for other software beside the native form.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub emitted: Vec<Emitted>,
     pub files: Vec<FileNote>,
+}
+
+/// A form of the model for other software.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Emitted {
+    /// Its name, and the sub-folder that it is in.
+    pub target: String,
+    /// What it is for.
+    pub purpose: String,
+    /// What loads it.
+    pub loads: String,
+    /// How a graph has sign planes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sign_planes: Option<String>,
+    /// What is different there, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
+    /// Of all of its files.
+    pub bytes: u64,
+    /// Of those that hold weights.
+    pub weight_bytes: u64,
+    /// SHA-256 of the code in it, by file.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub code: BTreeMap<String, String>,
 }
 
 /// What text the passes had.

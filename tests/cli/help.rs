@@ -28,8 +28,8 @@ fn help_names_every_command_and_option() {
     let dir = Dir::new();
     insta::assert_snapshot!("help", transcript(&dir, &[&["--help"]]));
     let commands = [
-        "inspect", "eval", "train", "passes", "forward", "verify", "compare", "bench", "search",
-        "gate",
+        "inspect", "eval", "train", "passes", "forward", "verify", "emit", "compare", "bench",
+        "search", "gate",
     ]
     .map(|c| [c, "--help"]);
     insta::assert_snapshot!(

@@ -9,6 +9,7 @@ mod commands;
 mod compare;
 mod determinism;
 mod embed;
+mod emit;
 mod format;
 mod golden;
 mod help;

@@ -41,13 +41,19 @@ impl OutputFolder {
     /// [`Error::Usage`] if `target` is, contains or lies in `input`; contains the current folder; is
     /// no folder; or has content, unless `force` is set and the content looks like a checkpoint.
     pub fn create(target: &Path, input: &Path, force: bool) -> Result<OutputFolder> {
+        OutputFolder::start(target, Some(input), force)
+    }
+
+    fn start(target: &Path, input: Option<&Path>, force: bool) -> Result<OutputFolder> {
         let (target, missing) = resolve(target)?;
-        let input = fs::canonicalize(input).map_err(|source| read_error(input, source))?;
-        if target.starts_with(&input) || input.starts_with(&target) {
-            return Err(usage(
-                format!("output {} and input {} overlap", target.display(), input.display()),
-                "choose an output folder beside the input",
-            ));
+        if let Some(input) = input {
+            let input = fs::canonicalize(input).map_err(|source| read_error(input, source))?;
+            if target.starts_with(&input) || input.starts_with(&target) {
+                return Err(usage(
+                    format!("output {} and input {} overlap", target.display(), input.display()),
+                    "choose an output folder beside the input",
+                ));
+            }
         }
         if std::env::current_dir().is_ok_and(|cwd| cwd.starts_with(&target)) {
             return Err(usage(
@@ -73,6 +79,14 @@ impl OutputFolder {
         // Not every file system can lock; then only the PID protects us.
         folder._lock = File::open(&folder.temp).ok().filter(|dir| dir.try_lock().is_ok());
         Ok(folder)
+    }
+
+    /// Starts a new version of the output at `target`, which replaces the one that is there.
+    ///
+    /// # Errors
+    /// As [`OutputFolder::create`] with `force`.
+    pub fn replace(target: &Path) -> Result<OutputFolder> {
+        OutputFolder::start(target, None, true)
     }
 
     /// Writes a file. `name` is relative, with `/`; sub-folders are made.
@@ -110,6 +124,31 @@ impl OutputFolder {
         }
     }
 
+    /// Writes a file piece by piece: `write` gets what takes a piece, in order.
+    ///
+    /// # Errors
+    /// Those of [`OutputFolder::add_file`], and those of `write`.
+    pub fn add_pieces(
+        &mut self,
+        name: &str,
+        write: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+    ) -> Result<WrittenFile> {
+        let path = self.place(name)?;
+        let failed = |source| write_error(&path, source);
+        let mut file = HashedFile::create(&path).map_err(failed)?;
+        write(&mut |piece| file.write(piece).map_err(failed))?;
+        file.finish(name.to_owned()).map_err(failed)
+    }
+
+    /// Copies a file that was written before to another name.
+    ///
+    /// # Errors
+    /// Those of [`OutputFolder::copy_file`].
+    pub fn copy_within(&mut self, from: &str, name: &str) -> Result<WrittenFile> {
+        let from = self.place(from)?;
+        self.copy_file(&from, name)
+    }
+
     /// Writes `model.safetensors`, or shards of at most `max_shard_bytes` of data with an index. The
     /// bytes depend on nothing but tensors, metadata and limit.
     ///
@@ -125,6 +164,25 @@ impl OutputFolder {
         max_shard_bytes: u64,
         interrupted: &dyn Fn() -> bool,
     ) -> Result<Vec<WrittenFile>> {
+        self.write_tensors_under("", tensors, metadata, max_shard_bytes, interrupted)
+    }
+
+    /// As [`OutputFolder::write_tensors`], in the sub-folder `under`; of an empty name in the folder itself.
+    ///
+    /// # Errors
+    /// Those of [`OutputFolder::write_tensors`].
+    pub fn write_tensors_under(
+        &mut self,
+        under: &str,
+        tensors: &[Tensor],
+        metadata: &BTreeMap<String, String>,
+        max_shard_bytes: u64,
+        interrupted: &dyn Fn() -> bool,
+    ) -> Result<Vec<WrittenFile>> {
+        let at = |name: &str| match under {
+            "" => name.to_owned(),
+            under => format!("{under}/{name}"),
+        };
         let ordered = writer::ordered(tensors)?;
         let shards = writer::shards(&ordered, max_shard_bytes);
         let count = shards.len();
@@ -138,12 +196,12 @@ impl OutputFolder {
             .collect();
         let mut written = Vec::new();
         for (name, shard) in &named {
-            let path = self.place(name)?;
-            let file = writer::write_tensors(&path, name.clone(), shard, metadata, interrupted)?;
+            let path = self.place(&at(name))?;
+            let file = writer::write_tensors(&path, at(name), shard, metadata, interrupted)?;
             written.push(file);
         }
         if count > 1 {
-            written.push(self.add_file(INDEX, &writer::index(&named))?);
+            written.push(self.add_file(&at(INDEX), &writer::index(&named))?);
         }
         Ok(written)
     }

@@ -32,6 +32,7 @@ mod tests;
 pub use quantise::{Bits, Quantised, binarise, quantise};
 
 use super::{Level, MatMut};
+use crate::model::binary::whole_levels;
 
 /// Columns are padded to a multiple of this: the bytes of a 512-bit register.
 const CHUNK: usize = 64;
@@ -397,17 +398,8 @@ impl Signs {
     fn round(&self, rows: usize, cols: usize) -> Levels {
         let mut levels = Levels { table: Vec::new(), units: Vec::new(), sums: Vec::new() };
         for r in 0..rows {
-            let scale = |k: usize| self.scales[k * rows + r];
-            let greatest: f32 = (0..self.planes).map(|k| scale(k).abs()).sum();
-            let unit = greatest / f32::from(MAX_WEIGHT);
-            let level = |i: usize| {
-                let signed = |k: usize| if i >> k & 1 == 1 { scale(k) } else { -scale(k) };
-                let level = (0..self.planes).map(signed).sum::<f32>() / unit;
-                // NaN, of a row of zeros, becomes 0.
-                (level.round() as i8).clamp(-MAX_WEIGHT, MAX_WEIGHT)
-            };
-            let mut table = [0; 1 << MAX_PLANES];
-            (0..1 << self.planes).for_each(|i| table[i] = level(i));
+            let scales: Vec<f32> = (0..self.planes).map(|k| self.scales[k * rows + r]).collect();
+            let (table, unit) = whole_levels(&scales, MAX_WEIGHT);
             levels.table.push(table);
             levels.units.push(unit);
         }

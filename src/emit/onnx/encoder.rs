@@ -1,0 +1,437 @@
+//! A model as a graph: embeddings, layers, head.
+
+use super::graph::{Graph, Value};
+use super::linear::Linears;
+use super::proto::{Attribute, Dim, Message, Type, value_info};
+use super::tokens::{Left, kept, pick, pick_rows, put};
+use super::{SignPlanes, tables};
+use crate::Result;
+use crate::model::family::{Activation, Positions};
+use crate::model::{Attention, FeedForward, Head, Layer, Linear, Model, Norm, PoolMode, Reads};
+use crate::runtime::relative_bucket;
+
+/// A graph with its inputs and outputs, `ValueInfoProto` each.
+pub struct Built<'m> {
+    pub graph: Graph<'m>,
+    pub inputs: Vec<Message>,
+    pub outputs: Vec<Message>,
+}
+
+/// Added to scores where no token is: finite, so that a text without tokens gives no NaN.
+const MASKED: f32 = -1e9;
+
+/// Distances from here on fall into MPNet's last bucket.
+const FAR: i64 = 128;
+
+struct Builder<'m> {
+    model: &'m Model,
+    graph: Graph<'m>,
+    linears: Linears,
+    outputs: Vec<Message>,
+}
+
+/// The graph of `model`, which is as it is stored.
+///
+/// # Errors
+/// If a tensor is of a type that no graph has.
+pub fn build(model: &Model, sign_planes: SignPlanes) -> Result<Built<'_>> {
+    let mut builder = Builder {
+        model,
+        graph: Graph::default(),
+        linears: Linears::new(sign_planes),
+        outputs: Vec::new(),
+    };
+    let sides = [Dim::Named("batch"), Dim::Named("sequence")];
+    let mut names = vec!["input_ids", "attention_mask"];
+    if model.config.token_types > 1 {
+        names.push("token_type_ids");
+    }
+    let inputs = names.iter().map(|name| value_info(name, Type::I64, &sides)).collect();
+    let (x, left) = builder.encoder()?;
+    builder.head(&x, &left)?;
+    Ok(Built { graph: builder.graph, inputs, outputs: builder.outputs })
+}
+
+impl<'m> Builder<'m> {
+    /// The last hidden state, and which tokens are there: all, but for a head that reads the first alone.
+    fn encoder(&mut self) -> Result<(Value, Left)> {
+        let model = self.model;
+        let mut x = self.embed()?;
+        let g = &mut self.graph;
+        let zero = g.int(0);
+        let live = g.op("Equal", &["attention_mask", &zero]);
+        let mask = g.op("Not", &[&live]);
+        let tokens = g.side("input_ids", 1);
+        let all = Left { mask, ids: "input_ids".into(), places: None };
+        let mut left = all.clone();
+        let drops = model.tokens.as_ref().filter(|t| t.drops());
+        // Of sentence embeddings too, all states are an output.
+        let firsts = matches!(model.head, Head::SequenceClassification { .. });
+        let last_attention = model.layers.iter().rposition(|l| l.attention.is_some());
+        // What becomes of tokens that are dropped, where somebody reads it.
+        let mut states = match drops {
+            Some(_) if !firsts => Some(self.nothing(&x)),
+            _ => None,
+        };
+        let (mut bias, mut scores) = (self.mask_bias(&left), self.score_bias(&left));
+        for (l, layer) in model.layers.iter().enumerate() {
+            let bins = drops.and_then(|t| t.layers[l].as_ref().map(|bins| (t, bins)));
+            let only_first = firsts && last_attention == Some(l);
+            let Some(attention) = &layer.attention else {
+                x = self.block(layer, x)?;
+                continue;
+            };
+            let (mut context, probs) = self.attend(attention, &x, &bias, scores.as_deref())?;
+            let mut residual = x;
+            if only_first {
+                residual = self.graph.slice(&residual, 1, 0, 1);
+                context = context.map(|c| self.graph.slice(&c, 1, 0, 1));
+            }
+            let cut = match (bins, probs) {
+                (Some((schedule, bins)), Some(probs)) if !only_first => {
+                    Some(kept(&mut self.graph, schedule, bins, &probs, &left))
+                }
+                _ => None,
+            };
+            match (&cut, &states) {
+                // Nobody reads what is dropped: it goes before the rest of the layer is computed.
+                (Some([places, _]), None) => {
+                    residual = pick_rows(&mut self.graph, &residual, places);
+                    context = context.map(|c| pick_rows(&mut self.graph, &c, places));
+                    x = self.finish(attention, context, &residual)?;
+                    x = self.block(layer, x)?;
+                }
+                (Some([places, _]), Some(before)) => {
+                    x = self.finish(attention, context, &residual)?;
+                    x = self.block(layer, x)?;
+                    states = Some(put(&mut self.graph, before, &x, &left));
+                    x = pick_rows(&mut self.graph, &x, places);
+                }
+                (None, _) => {
+                    x = self.finish(attention, context, &residual)?;
+                    x = self.block(layer, x)?;
+                }
+            }
+            if let Some([places, mask]) = cut {
+                left = pick(&mut self.graph, &left, &places, mask, &tokens);
+                (bias, scores) = (self.mask_bias(&left), self.score_bias(&left));
+            }
+        }
+        let Some(mut states) = states else { return Ok((x, left)) };
+        if model.reads() == Reads::Left {
+            // Mean and maximum stay as they are when what is gone has the mean of what is left.
+            let mean = self.mean(&x, &left);
+            let mean = self.graph.unsqueeze(&mean, &[1]);
+            let zero = self.graph.float(0.0);
+            let zeros = self.graph.op("Mul", &[&states, &zero]);
+            states = self.graph.op("Add", &[&zeros, &mean]);
+        }
+        let states = put(&mut self.graph, &states, &x, &left);
+        let g = &mut self.graph;
+        let (zero, one) = (g.ints(&[0]), g.ints(&[1]));
+        Ok((g.op("Slice", &[&states, &zero, &tokens, &one]), all))
+    }
+
+    fn embed(&mut self) -> Result<Value> {
+        let (config, e) = (&self.model.config, &self.model.embeddings);
+        let word = tables::rows(&mut self.graph, &e.word, "input_ids")?;
+        let g = &mut self.graph;
+        let pad = match self.model.family.positions {
+            Positions::FromZero => None,
+            Positions::AfterPadding => Some(config.pad_id),
+            Positions::AfterOne => Some(1),
+        };
+        let positions = match pad {
+            None => g.count("input_ids", 1),
+            Some(pad) => {
+                let pad = g.int(pad as i64);
+                let padding = g.op("Equal", &["input_ids", &pad]);
+                let live = g.op("Not", &[&padding]);
+                let live = g.cast(&live, Type::I64);
+                let axis = g.int(1);
+                let counted = g.op("CumSum", &[&live, &axis]);
+                let counted = g.op("Mul", &[&counted, &live]);
+                g.op("Add", &[&counted, &pad])
+            }
+        };
+        let position = g.rows(&e.position, &positions)?;
+        let mut x = g.op("Add", &[&word, &position]);
+        if let Some(table) = &e.token_type {
+            let row = match config.token_types {
+                1 => {
+                    let first = g.int(0);
+                    g.rows(table, &first)?
+                }
+                _ => g.rows(table, "token_type_ids")?,
+            };
+            x = g.op("Add", &[&x, &row]);
+        }
+        if let Some(table) = &e.task_type {
+            let first = g.int(0);
+            let row = g.rows(table, &first)?;
+            x = g.op("Add", &[&x, &row]);
+        }
+        x = self.norm(&e.norm, &x)?;
+        match &e.project {
+            Some(project) => self.linear(project, &x),
+            None => Ok(x),
+        }
+    }
+
+    /// What scores of padding lose: `[batch, 1, 1, left]`.
+    fn mask_bias(&mut self, left: &Left) -> Value {
+        let g = &mut self.graph;
+        let (zero, far) = (g.float(0.0), g.float(MASKED));
+        let bias = g.op("Where", &[&left.mask, &zero, &far]);
+        g.unsqueeze(&bias, &[1, 2])
+    }
+
+    /// MPNet's bias by distance, `[1 or batch, left, left, original heads]`.
+    fn score_bias(&mut self, left: &Left) -> Option<Value> {
+        let table = self.model.relative_bias.as_ref()?;
+        let heads = self.model.config.heads;
+        let name = "distance_bias";
+        let g = &mut self.graph;
+        let by_distance = match g.constants.iter().any(|c| c.name == name) {
+            true => name.to_string(),
+            false => {
+                let values = table.to_f32().expect("a floating type, as the loader checked");
+                let row = |d: i64| &values[relative_bucket(d) * heads..][..heads];
+                let rows: Vec<f32> = (-FAR..=FAR).flat_map(row).copied().collect();
+                g.floats(name, &[2 * FAR as usize + 1, heads], rows)
+            }
+        };
+        let places = match &left.places {
+            Some(places) => places.clone(),
+            None => {
+                let numbers = g.count(&left.mask, 1);
+                g.unsqueeze(&numbers, &[0])
+            }
+        };
+        let (keys, queries) = (g.unsqueeze(&places, &[1]), g.unsqueeze(&places, &[2]));
+        let distance = g.op("Sub", &[&keys, &queries]);
+        let (near, far) = (g.int(-FAR), g.int(FAR));
+        let distance = g.op("Max", &[&distance, &near]);
+        let distance = g.op("Min", &[&distance, &far]);
+        let row = g.op("Add", &[&distance, &far]);
+        Some(g.op("Gather", &[&by_distance, &row]))
+    }
+
+    /// What the heads of a block make of `x`, and their probabilities; nothing where no head is left.
+    fn attend(
+        &mut self,
+        attention: &'m Attention,
+        x: &str,
+        mask: &str,
+        scores: Option<&str>,
+    ) -> Result<(Option<Value>, Option<Value>)> {
+        let (heads, dim) = (attention.heads.len() as i64, attention.head_dim as i64);
+        if heads == 0 {
+            return Ok((None, None));
+        }
+        let mut split = |linear: &'m Linear, perm: [i64; 4]| -> Result<Value> {
+            let y = self.linear(linear, x)?;
+            let y = self.graph.reshape(&y, &[0, 0, heads, dim]);
+            Ok(self.graph.transpose(&y, &perm))
+        };
+        let query = split(&attention.query, [0, 2, 1, 3])?;
+        let key = split(&attention.key, [0, 2, 3, 1])?;
+        let value = split(&attention.value, [0, 2, 1, 3])?;
+        let g = &mut self.graph;
+        let product = g.op("MatMul", &[&query, &key]);
+        let root = g.float((attention.head_dim as f32).sqrt());
+        let mut sum = g.op("Div", &[&product, &root]);
+        if let Some(bias) = scores {
+            let left: Vec<i64> = attention.heads.iter().map(|&h| h as i64).collect();
+            let left = g.ints(&left);
+            let bias = g.with("Gather", &[bias, &left], &[("axis", Attribute::Int(3))]);
+            let bias = g.transpose(&bias, &[0, 3, 1, 2]);
+            sum = g.op("Add", &[&sum, &bias]);
+        }
+        sum = g.op("Add", &[&sum, mask]);
+        let probs = g.with("Softmax", &[&sum], &[("axis", Attribute::Int(-1))]);
+        let context = g.op("MatMul", &[&probs, &value]);
+        let context = g.transpose(&context, &[0, 2, 1, 3]);
+        let context = g.reshape(&context, &[0, 0, heads * dim]);
+        Ok((Some(context), Some(probs)))
+    }
+
+    /// Output projection, residual and norm.
+    fn finish(
+        &mut self,
+        a: &'m Attention,
+        context: Option<Value>,
+        residual: &str,
+    ) -> Result<Value> {
+        let context = context.as_deref().unwrap_or(residual);
+        let y = self.linears.forward(&mut self.graph, &a.output, context, residual)?;
+        let y = self.graph.op("Add", &[&y, residual]);
+        self.norm(&a.norm, &y)
+    }
+
+    /// The feed-forward block of a layer, if it is there.
+    fn block(&mut self, layer: &'m Layer, x: Value) -> Result<Value> {
+        let Some(FeedForward { up, down, norm }) = &layer.ffn else { return Ok(x) };
+        let y = match down.weight.cols() {
+            0 => self.linears.forward(&mut self.graph, down, &x, &x)?,
+            _ => {
+                let units = self.linear(up, &x)?;
+                let units = self.activate(self.model.config.activation, &units);
+                self.linear(down, &units)?
+            }
+        };
+        let y = self.graph.op("Add", &[&y, &x]);
+        self.norm(norm, &y)
+    }
+
+    fn linear(&mut self, linear: &'m Linear, x: &str) -> Result<Value> {
+        self.linears.forward(&mut self.graph, linear, x, x)
+    }
+
+    fn norm(&mut self, norm: &'m Norm, x: &str) -> Result<Value> {
+        let (scale, shift) = (self.graph.wide(&norm.weight)?, self.graph.wide(&norm.bias)?);
+        let eps = Attribute::Float(self.model.config.eps);
+        let attributes = [("axis", Attribute::Int(-1)), ("epsilon", eps)];
+        Ok(self.graph.with("LayerNormalization", &[x, &scale, &shift], &attributes))
+    }
+
+    fn activate(&mut self, activation: Activation, x: &str) -> Value {
+        let g = &mut self.graph;
+        match activation {
+            Activation::Relu => g.op("Relu", &[x]),
+            Activation::Tanh => g.op("Tanh", &[x]),
+            Activation::Silu => {
+                let gate = g.op("Sigmoid", &[x]);
+                g.op("Mul", &[x, &gate])
+            }
+            // In the order in which runtimes look for it, to compute it at once.
+            Activation::Gelu => {
+                let (root, one, half) = (g.float(2.0f32.sqrt()), g.float(1.0), g.float(0.5));
+                let scaled = g.op("Div", &[x, &root]);
+                let erf = g.op("Erf", &[&scaled]);
+                let sum = g.op("Add", &[&erf, &one]);
+                let product = g.op("Mul", &[x, &sum]);
+                g.op("Mul", &[&product, &half])
+            }
+            Activation::GeluTanh => {
+                let three = g.float(3.0);
+                let cube = g.op("Pow", &[x, &three]);
+                let small = g.float(0.044715);
+                let cube = g.op("Mul", &[&cube, &small]);
+                let sum = g.op("Add", &[x, &cube]);
+                let root = g.float((2.0 / std::f32::consts::PI).sqrt());
+                let inner = g.op("Mul", &[&sum, &root]);
+                let tanh = g.op("Tanh", &[&inner]);
+                let one = g.float(1.0);
+                let sum = g.op("Add", &[&tanh, &one]);
+                let product = g.op("Mul", &[x, &sum]);
+                let half = g.float(0.5);
+                g.op("Mul", &[&product, &half])
+            }
+        }
+    }
+
+    /// A place for every token and one more, `[batch, tokens + 1, width]`: zeros.
+    fn nothing(&mut self, x: &str) -> Value {
+        let g = &mut self.graph;
+        let first = g.slice(x, 1, 0, 1);
+        let longer = g.with("Concat", &[x, &first], &[("axis", Attribute::Int(1))]);
+        let zero = g.float(0.0);
+        g.op("Mul", &[&longer, &zero])
+    }
+
+    /// The mean state of what is left of each text, `[batch, width]`.
+    fn mean(&mut self, x: &str, left: &Left) -> Value {
+        let g = &mut self.graph;
+        let live = g.cast(&left.mask, Type::F32);
+        let live = g.unsqueeze(&live, &[-1]);
+        let kept = g.op("Mul", &[x, &live]);
+        let sum = g.reduce("ReduceSum", &kept, &[1], false);
+        let count = g.reduce("ReduceSum", &live, &[1], false);
+        g.op("Div", &[&sum, &count])
+    }
+
+    fn head(&mut self, x: &str, left: &Left) -> Result<()> {
+        let (model, config) = (self.model, &self.model.config);
+        let [batch, sequence] = [Dim::Named("batch"), Dim::Named("sequence")];
+        match &model.head {
+            Head::SequenceClassification { dense, activation, out, .. } => {
+                let first = self.first(x);
+                let pooled = self.linear(dense, &first)?;
+                let pooled = self.activate(*activation, &pooled);
+                let logits = self.linear(out, &pooled)?;
+                self.output("logits", &logits, &[batch, Dim::Fixed(out.weight.rows())]);
+            }
+            Head::TokenClassification { out } => {
+                let logits = self.linear(out, x)?;
+                self.output("logits", &logits, &[batch, sequence, Dim::Fixed(out.weight.rows())]);
+            }
+            Head::QuestionAnswering { out } => {
+                let logits = self.linear(out, x)?;
+                for (i, name) in ["start_logits", "end_logits"].into_iter().enumerate() {
+                    let (index, axis) = (self.graph.int(i as i64), Attribute::Int(2));
+                    let one = self.graph.with("Gather", &[&logits, &index], &[("axis", axis)]);
+                    self.output(name, &one, &[batch, sequence]);
+                }
+            }
+            Head::MaskedLm { dense, activation, norm, decoder, bias } => {
+                let states = self.linear(dense, x)?;
+                let states = self.activate(*activation, &states);
+                let states = self.norm(norm, &states)?;
+                let table = match decoder {
+                    Some(decoder) => self.graph.wide(decoder)?,
+                    None => tables::all(&mut self.graph, &model.embeddings.word)?,
+                };
+                let table = self.graph.transpose(&table, &[1, 0]);
+                let logits = self.graph.op("MatMul", &[&states, &table]);
+                let bias = self.graph.wide(bias)?;
+                let logits = self.graph.op("Add", &[&logits, &bias]);
+                self.output("logits", &logits, &[batch, sequence, Dim::Fixed(config.vocab)]);
+            }
+            Head::Bare { pooler, .. } => {
+                self.output("last_hidden_state", x, &[batch, sequence, Dim::Fixed(config.hidden)]);
+                if let Some(pooler) = pooler {
+                    let first = self.first(x);
+                    let pooled = self.linear(pooler, &first)?;
+                    let pooled = self.graph.op("Tanh", &[&pooled]);
+                    self.output("pooler_output", &pooled, &[batch, Dim::Fixed(config.pooled)]);
+                }
+            }
+            Head::Embedding { pool, normalize } => {
+                self.output("last_hidden_state", x, &[batch, sequence, Dim::Fixed(config.hidden)]);
+                let mut pooled = match pool {
+                    PoolMode::Cls => self.first(x),
+                    PoolMode::Mean => self.mean(x, left),
+                    PoolMode::Max => {
+                        let least = self.graph.float(f32::MIN);
+                        let live = self.graph.unsqueeze(&left.mask, &[-1]);
+                        let kept = self.graph.op("Where", &[&live, x, &least]);
+                        self.graph.reduce("ReduceMax", &kept, &[1], false)
+                    }
+                };
+                if *normalize {
+                    let g = &mut self.graph;
+                    let squares = g.op("Mul", &[&pooled, &pooled]);
+                    let sum = g.reduce("ReduceSum", &squares, &[1], true);
+                    let length = g.op("Sqrt", &[&sum]);
+                    let least = g.float(1e-12);
+                    let length = g.op("Max", &[&length, &least]);
+                    pooled = g.op("Div", &[&pooled, &length]);
+                }
+                self.output("sentence_embedding", &pooled, &[batch, Dim::Fixed(config.hidden)]);
+            }
+        }
+        Ok(())
+    }
+
+    /// State of the first token, `[batch, width]`.
+    fn first(&mut self, x: &str) -> Value {
+        let index = self.graph.int(0);
+        self.graph.with("Gather", &[x, &index], &[("axis", Attribute::Int(1))])
+    }
+
+    fn output(&mut self, name: &str, value: &str, dims: &[Dim]) {
+        self.graph.named("Identity", &[value], name);
+        self.outputs.push(value_info(name, Type::F32, dims));
+    }
+}
