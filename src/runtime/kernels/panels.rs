@@ -23,7 +23,7 @@ const SHARE: usize = 3 << 20;
 #[repr(C, align(64))]
 struct Line([f32; LANES]);
 
-/// A matrix, `[rows, cols]`: strips of [`STRIP`] rows, in them columns, in them the rows; zeros behind the last row.
+/// A matrix, `[rows, cols]`: strips of 32 rows, in them columns, in them the rows; zeros behind the last row.
 #[derive(Debug, Clone)]
 pub struct Panels {
     rows: usize,
