@@ -379,6 +379,20 @@ mod tests {
     }
 
     #[test]
+    fn recipes_of_this_repository_are_read() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+        let mut read = 0;
+        for file in std::fs::read_dir(folder).expect("a folder") {
+            let path = file.expect("a file").path();
+            let text = std::fs::read_to_string(&path).expect("text");
+            let recipe = Recipe::from_toml(&text, &[]).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+            assert!(!recipe.steps.is_empty(), "{path:?}");
+            read += 1;
+        }
+        assert!(read > 0, "no recipe");
+    }
+
+    #[test]
     fn a_path_needs_quotes_only_where_it_is_no_word() {
         let masks = |value: &str| {
             let recipe = Recipe::parse(&format!("prune(masks={value})"), &[]).expect("a recipe");
