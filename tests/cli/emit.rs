@@ -81,6 +81,23 @@ fn an_output_gets_more_targets_whole_or_not_at_all() {
     assert_eq!(dir.tree("out"), before);
 }
 
+/// A report is a file like any other: what it names may lie outside of the folder.
+#[test]
+fn names_in_a_report_lead_nowhere_else() {
+    let dir = Dir::with_tiny();
+    make(&dir, "prune", &[], "out");
+    fs::write(dir.path("secret.txt"), "secret").unwrap();
+    let path = dir.path("out/report.json");
+    let mut report: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let file = serde_json::json!({"name": "../secret.txt", "bytes": 6, "sha256": ""});
+    report["files"].as_array_mut().unwrap().push(file);
+    fs::write(&path, report.to_string()).unwrap();
+    let before = dir.tree("out");
+    let message = dir.fails(4, &["emit", "out", "--emit", "hf"]);
+    assert!(message.contains("a relative path inside the folder"), "{message}");
+    assert_eq!(dir.tree("out"), before);
+}
+
 /// A Python that has all that is needed: of COMPRESS_PYTHON, or on the path.
 fn python() -> Option<PathBuf> {
     let asked = std::env::var_os("COMPRESS_PYTHON");
