@@ -39,7 +39,7 @@ fn normal(x: f32) -> (f32, f32) {
 }
 
 /// `x·Φ(x)`, with erf as a quotient of polynomials: its relative error is 2e-8 up to 3.92, beyond which it is 1 to within a bit
-/// (fitted by reweighted least squares for this file). It takes a quarter of the time of [`normal`].
+/// (fitted by reweighted least squares for this file). With AVX-512 it takes less than a third of the time of [`normal`].
 #[inline(always)]
 fn gelu(x: f32) -> f32 {
     use std::f32::consts::FRAC_2_SQRT_PI;
