@@ -105,8 +105,8 @@ impl ColumnArgs {
 /// What a run that trains keeps while it runs, for every command that trains.
 #[derive(Debug, Clone, Args)]
 struct ResumeArgs {
-    /// Keep the state of training in OUT.resume while it runs, and go on from there if an earlier run with
-    /// the same arguments was stopped: the outcome is the same
+    /// Keep what finished passes made and the state of training in OUT.resume while it runs, and go on from
+    /// there if an earlier run with the same arguments was stopped: the outcome is the same
     #[arg(long)]
     resume: bool,
     /// Seconds between two savings of that state

@@ -3,12 +3,13 @@
 use super::emit::TargetArgs;
 use super::texts::TextArgs;
 use super::{
-    ResumeArgs, ThreadArgs, keep_freed_buffers, print, print_json, progress, recipe_text, tokenizer,
+    ResumeArgs, ThreadArgs, file_name, keep_freed_buffers, print, print_json, progress,
+    recipe_text, tokenizer,
 };
 use clap::Args;
 use compress::checkpoint::{Checkpoint, OutputFolder, sha256};
 use compress::model::Model;
-use compress::pipeline::{self, Options};
+use compress::pipeline::{self, Cache, Options};
 use compress::recipe::Recipe;
 use compress::report;
 use compress::train::state::StateFile;
@@ -53,6 +54,11 @@ pub struct RunArgs {
     #[command(flatten)]
     resume: ResumeArgs,
 
+    /// Keep what every pass makes in this folder, and take from it what an earlier run made of the same model
+    /// and texts by the same passes; it grows until you empty it
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+
     /// Replace an output folder that has content
     #[arg(long)]
     force: bool,
@@ -96,16 +102,27 @@ pub fn main(args: &RunArgs) -> Result<()> {
     let texts = given.read(&model, tokenizer.as_ref(), input, counted)?;
     let bar = progress::Bar::new(args.quiet);
     let arguments = given.arguments();
-    let state = match args.resume.resume {
-        true => {
-            let files = given.files();
-            let arguments = format!("{} {arguments}", recipe.to_toml());
+    let (mut state, mut cache) = (None, None);
+    if args.resume.resume || args.cache.is_some() {
+        let key = key(&arguments, input, given.files())?;
+        let folder = match &args.cache {
+            Some(folder) => folder.clone(),
+            None => resume_folder(output),
+        };
+        std::fs::create_dir_all(&folder)
+            .map_err(|source| Error::Write { path: folder.clone(), source })?;
+        let judged_by = match &given.eval {
+            Some(path) => format!("{} {}", file_name(path), sha256(path)?),
+            None => String::new(),
+        };
+        cache = Some(Cache { folder, key: key.clone(), judged_by });
+        if args.resume.resume {
             let of_passes = recipe.steps.iter().flat_map(|s| s.pass.reads());
-            let files = files.into_iter().chain(of_passes);
-            Some(state_file(&arguments, input, output, files, args.resume.save_every)?)
+            let of_passes = of_passes.map(|file| sha256(&file)).collect::<Result<Vec<_>>>()?;
+            let key = format!("{key} {} {}", recipe.to_toml(), of_passes.join(" "));
+            state = Some(state_file(key, output, args.resume.save_every)?);
         }
-        false => None,
-    };
+    }
     let options = Options {
         seed: given.seed,
         arguments: &arguments,
@@ -113,6 +130,7 @@ pub fn main(args: &RunArgs) -> Result<()> {
         tokenizer: tokenizer.as_ref(),
         read: &|model, tokenizer| given.read(model, Some(tokenizer), input, counted),
         state,
+        cache,
         max_shard_bytes: args.max_shard_size.max(1).saturating_mul(1_000_000),
         measure: true,
         accept: &|_| Ok(()),
@@ -138,24 +156,31 @@ pub fn main(args: &RunArgs) -> Result<()> {
     ))
 }
 
-/// Where training keeps its state: a folder beside the output, with what the outcome depends on: the
-/// arguments, and the contents of the files.
-pub fn state_file(
+/// All that every pass depends on besides its options: the version, the arguments, and the contents of the files.
+pub fn key(
     arguments: &str,
     input: &Path,
-    output: &Path,
     files: impl IntoIterator<Item = PathBuf>,
-    save_every: u64,
-) -> Result<StateFile> {
-    let mut name = output.file_name().unwrap_or_default().to_os_string();
-    name.push(".resume");
-    let folder = output.with_file_name(name);
-    let failed = |source| Error::Write { path: folder.clone(), source };
-    std::fs::create_dir_all(&folder).map_err(failed)?;
+) -> Result<String> {
     let mut key = format!("{} {arguments}", env!("CARGO_PKG_VERSION"));
     for (_, hash) in hashes(input, files)? {
         key += &format!(" {hash}");
     }
+    Ok(key)
+}
+
+/// The folder beside the output where a run keeps what lets it go on.
+fn resume_folder(output: &Path) -> PathBuf {
+    let mut name = output.file_name().unwrap_or_default().to_os_string();
+    name.push(".resume");
+    output.with_file_name(name)
+}
+
+/// Where training keeps its state; `key`: what the outcome depends on.
+pub fn state_file(key: String, output: &Path, save_every: u64) -> Result<StateFile> {
+    let folder = resume_folder(output);
+    let failed = |source| Error::Write { path: folder.clone(), source };
+    std::fs::create_dir_all(&folder).map_err(failed)?;
     Ok(StateFile { path: folder, key, every: Duration::from_secs(save_every) })
 }
 
@@ -200,7 +225,7 @@ pub fn with_state<T>(
     done
 }
 
-/// Removes what training wrote, and what a killed run was writing: the user may keep other files there.
+/// Removes what passes and training kept, and what a killed run was writing: the user may keep other files there.
 fn remove_states(folder: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
@@ -209,6 +234,8 @@ fn remove_states(folder: &Path) -> std::io::Result<()> {
         let numbered = number.parse::<usize>().is_ok();
         if numbered && (name.ends_with(".safetensors") || name.contains(".safetensors.tmp-")) {
             std::fs::remove_file(&path)?;
+        } else if Cache::is_entry(&name) && path.is_dir() {
+            std::fs::remove_dir_all(&path)?;
         }
     }
     Ok(())

@@ -280,6 +280,7 @@ fn run(
         tokenizer: tokenizer.as_ref(),
         read: &read,
         state: None,
+        cache: None,
         max_shard_bytes: 5_000_000_000,
         measure: true,
         accept: &small_enough,

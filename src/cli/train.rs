@@ -1,6 +1,6 @@
 //! `compress train MODEL --data FILE -o OUT`
 
-use super::run::{state_file, with_state};
+use super::run::{key, state_file, with_state};
 use super::{
     ColumnArgs, ResumeArgs, ThreadArgs, keep_freed_buffers, max_tokens, needed_tokenizer, print,
     print_json, progress, shell,
@@ -229,7 +229,8 @@ pub fn main(args: &TrainArgs) -> Result<()> {
     let state = match args.resume.resume {
         true => {
             let files = [Some(args.data.clone()), args.order.clone()].into_iter().flatten();
-            Some(state_file(&arguments, &args.model, &args.output, files, args.resume.save_every)?)
+            let key = key(&arguments, &args.model, files)?;
+            Some(state_file(key, &args.output, args.resume.save_every)?)
         }
         false => None,
     };
@@ -242,6 +243,7 @@ pub fn main(args: &TrainArgs) -> Result<()> {
         tokenizer: None,
         read: &|_, _| unreachable!("training cuts no vocabulary"),
         state,
+        cache: None,
         max_shard_bytes: 5_000_000_000,
         measure: false,
         accept: &|_| Ok(()),

@@ -187,11 +187,19 @@ impl Tokenizer {
     /// As [`Tokenizer::load`].
     pub fn json(&self) -> Result<Value> {
         if !self.is_json() {
-            return guarded(&self.path, || Ok(serde_json::to_value(&self.inner)?));
+            return self.to_json();
         }
         let gone = || Error::Read { path: self.path.clone(), source: ErrorKind::NotFound.into() };
         let bytes = read(&self.path)?.ok_or_else(gone)?;
         guarded(&self.path, || Ok(serde_json::from_slice(&bytes)?))
+    }
+
+    /// The whole tokenizer as it is now, whatever file it was read from.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub fn to_json(&self) -> Result<Value> {
+        guarded(&self.path, || Ok(serde_json::to_value(&self.inner)?))
     }
 
     /// Whether it was read from tokenizer.json.

@@ -35,6 +35,19 @@ impl Model {
         Model::from_parts(&mut checkpoint, config, family, embedding)
     }
 
+    /// Reads what was made of `of` and written as its tensors and [`Model::config_json`], in a folder without anything
+    /// else.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn reopen(path: &Path, of: &Model) -> Result<Model> {
+        let mut checkpoint = Checkpoint::open(path)?;
+        let (mut config, family) = Config::parse(read_json(&path.join("config.json"))?)?;
+        config.task = of.config.task;
+        let embedding = matches!(config.task, Task::Embedding).then(|| of.head.clone());
+        Model::from_parts(&mut checkpoint, config, family, embedding)
+    }
+
     fn from_parts(
         checkpoint: &mut Checkpoint,
         mut config: Config,

@@ -82,9 +82,25 @@ pub(super) fn apply(
     side_files: &SideFiles,
     options: &Options,
 ) -> Result<Applied> {
-    let mut applied = Applied::of(teacher);
-    for step in recipe.steps.iter().enumerate() {
-        applied.run(teacher, step, side_files, options)?;
+    let steps = &recipe.steps;
+    let Some(cache) = &options.cache else {
+        let mut applied = Applied::of(teacher);
+        for step in steps.iter().enumerate() {
+            applied.run(teacher, step, side_files, options)?;
+        }
+        return Ok(applied);
+    };
+    let (mut applied, done) = cache.latest(teacher, steps, options)?;
+    if done > 0 {
+        let names: Vec<&str> = steps[..done].iter().map(|s| s.name).collect();
+        let folder = cache.folder.display();
+        options.progress.log(&format!("taken from {folder}: {}", names.join(", ")));
+    }
+    for index in done..steps.len() {
+        let (tensors, whole) = (applied.tensors.len(), applied.cut.is_none());
+        applied.run(teacher, (index, &steps[index]), side_files, options)?;
+        let (tensors, cut) = (applied.tensors.len() - tensors, whole && applied.cut.is_some());
+        cache.keep(&applied, tensors, cut, &steps[..=index], options.interrupted)?;
     }
     Ok(applied)
 }
@@ -139,7 +155,7 @@ pub(super) fn one(
         applied.cut = Some(Arc::new(cut));
     }
     applied.passes.push(PassNote {
-        name: step.name,
+        name: step.name.to_string(),
         params_before: before.params,
         params_after: after.params,
         bytes_before: before.bytes,
@@ -147,7 +163,7 @@ pub(super) fn one(
         changes: work.changes,
         training: work.training,
         notes: work.notes,
-        figures: work.figures,
+        figures: work.figures.iter().map(|(&name, &value)| (name.to_string(), value)).collect(),
     });
     applied.times.push((step.name, start.elapsed().as_secs_f64()));
     for (name, tensors) in work.files {
@@ -163,7 +179,7 @@ pub(super) fn one(
 ///
 /// # Errors
 /// Where a text is cut otherwise though all of its tokens are kept.
-fn recut(
+pub(super) fn recut(
     teacher: &Model,
     vocabulary: Vocabulary,
     work: &mut Work,

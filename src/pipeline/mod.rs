@@ -1,11 +1,13 @@
 //! Runs a recipe: one pass after the other, checked, measured, written.
 
 mod apply;
+mod cache;
 mod emit;
 mod files;
 mod finetune;
 
 pub use apply::{Applied, SideFiles};
+pub use cache::Cache;
 pub use emit::add as add_targets;
 pub use files::{root, side_files, weight_bytes};
 pub use finetune::Finetune;
@@ -41,6 +43,8 @@ pub struct Options<'a> {
     pub read: &'a dyn Fn(&Model, &Tokenizer) -> Result<Texts>,
     /// The folder where passes that train keep their state, as the path of a file.
     pub state: Option<StateFile>,
+    /// Where finished passes are kept, and taken from.
+    pub cache: Option<Cache>,
     pub max_shard_bytes: u64,
     /// Latency is measured before and after; off where time is no concern.
     pub measure: bool,

@@ -1,10 +1,10 @@
 //! What a pass did to one matrix.
 
 use crate::model::{Linear, Weight};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One matrix before and after a pass.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Change {
     /// Its prefix in the checkpoint.
     pub tensor: String,
@@ -16,7 +16,7 @@ pub struct Change {
 }
 
 /// How a matrix is stored.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Form {
     pub shape: [usize; 2],
     pub form: String,

@@ -298,7 +298,7 @@ mod tests {
             ..Training::default()
         };
         let pass = PassNote {
-            name: "prune",
+            name: "prune".into(),
             params_before: 4,
             params_after: 2,
             bytes_before: 16,
@@ -306,7 +306,7 @@ mod tests {
             changes: Vec::new(),
             training: vec![one("gates", None), one("distillation", Some(2))],
             notes: vec!["of one kind".into()],
-            figures: BTreeMap::from([("block_sparsity", 0.5)]),
+            figures: BTreeMap::from([("block_sparsity".into(), 0.5)]),
         };
         insta::assert_snapshot!(pass_section(&pass).trim(), @r"
         ## Pass `prune`

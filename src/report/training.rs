@@ -1,10 +1,10 @@
 //! How a pass trained.
 
 use crate::train::fit::History;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a pass trained on, how, and how it went.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Training {
     /// In a few words.
     pub method: String,

@@ -307,6 +307,7 @@ impl<'a> Bench<'a> {
             tokenizer,
             read: &reread,
             state: None,
+            cache: None,
             max_shard_bytes: u64::MAX,
             measure: false,
             accept: &|_| Ok(()),

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)] // a test that panics is a test that fails
 
+mod cache;
 mod commands;
 mod compare;
 mod determinism;

@@ -175,7 +175,7 @@ fn an_interrupted_recovery_keeps_its_state() {
     let other = ["dropout=0.1", "dropout=0.2"];
     let text = a_state_is_kept_and_checked(DISTILL, "2-distill.safetensors", other);
     insta::assert_snapshot!(text, @r#"
-    other arguments: out.resume/0-distill.safetensors belongs to another run; give the arguments and the files of that run, or remove the folder to start anew
+    other arguments: out.resume/2-distill.safetensors belongs to another run; give the arguments and the files of that run, or remove the folder to start anew
     other data: out.resume/0-distill.safetensors belongs to another run; give the arguments and the files of that run, or remove the folder to start anew
     cut: pass `distill` failed: out.resume/2-distill.safetensors: found tensor `bert.encoder.layer.0.attention.output.dense.weight.0.square` from byte [N] to byte [N] of the data, expected at most [N], where the file ends; remove it to start anew
     cut in its head: pass `distill` failed: out.resume/2-distill.safetensors: found a header length of [N] bytes, expected at most the 92 bytes that follow in the file; remove it to start anew
