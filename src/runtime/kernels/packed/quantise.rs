@@ -103,7 +103,19 @@ pub fn binarise(
     shift: Option<&[f32]>,
     scale: Option<f32>,
 ) -> Quantised {
+    binarise_with(Level::best(), x, tokens, cols, shift, scale)
+}
+
+pub(super) fn binarise_with(
+    level: Level,
+    x: &[f32],
+    tokens: usize,
+    cols: usize,
+    shift: Option<&[f32]>,
+    scale: Option<f32>,
+) -> Quantised {
     assert_eq!(x.len(), tokens * cols, "activations of {tokens} tokens and {cols} columns");
+    assert!(super::detected(level), "kernels of {level:?} on a machine without");
     let shift = match shift {
         Some(shift) => {
             assert_eq!(shift.len(), cols, "one shift for each column");
@@ -122,7 +134,12 @@ pub fn binarise(
         totals: Vec::new(),
     };
     if cols > 0 {
-        sign(x, &shift, &mut out);
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the features were just detected; AMX comes with those of AVX-512.
+            Level::Avx512 | Level::Amx => unsafe { super::avx512::sign(x, &shift, &mut out) },
+            _ => sign(x, &shift, &mut out),
+        }
     }
     if let Some(scale) = scale {
         out.scales.fill(scale);
@@ -298,6 +315,19 @@ fn sign_rows(x: &[f32], shift: &[f32], out: &mut Quantised) {
             sums[i] += u.abs();
             packed[chunks.len()] |= u32::from(u >= 0.0) << i;
         }
-        out.scales[t] = sums.iter().sum::<f32>() / cols as f32;
+        out.scales[t] = by_halves(sums) / cols as f32;
     }
+}
+
+/// The sum. One after the other, 32 additions would each wait for the one before.
+#[inline(always)]
+fn by_halves(mut sums: [f32; WORD]) -> f32 {
+    let mut half = WORD / 2;
+    while half > 0 {
+        for i in 0..half {
+            sums[i] += sums[i + half];
+        }
+        half /= 2;
+    }
+    sums[0]
 }

@@ -114,6 +114,20 @@ proptest! {
     }
 
     #[test]
+    fn every_instruction_set_takes_the_same_signs(
+        tokens in 0..4usize, cols in 0..300usize, shifted: bool, seed in 1..u64::MAX,
+    ) {
+        let mut random = Random(seed);
+        let (x, shift) = (random.floats(tokens * cols), random.floats(cols));
+        let shift = shifted.then_some(&shift[..]);
+        let scalar = quantise::binarise_with(Level::Scalar, &x, tokens, cols, shift, None);
+        for level in Level::available() {
+            let fast = quantise::binarise_with(level, &x, tokens, cols, shift, None);
+            prop_assert_eq!(&fast, &scalar, "{:?}", level);
+        }
+    }
+
+    #[test]
     fn codes_are_within_half_a_step(cols in 1..200usize, eight: bool, seed in 1..u64::MAX) {
         let x = Random(seed).floats(cols);
         let x8 = quantise(&x, 1, cols, if eight { Bits::Eight } else { Bits::Four });
