@@ -1,22 +1,24 @@
 //! AVX2.
 //!
-//! Codes of 8 or 4 bits: `vpmaddubsw`, with signs, levels or int8 weights as bytes. Products with ±1
-//! stay in 16 bits for 64 steps. Two vectors of signs: counted by table, 4 bits at once.
+//! Codes of 8 bits: `vpmaddubsw`, with signs, levels or int8 weights as bytes. Products with ±1 stay in 16 bits for 64
+//! steps. Signs with codes of 4 bits, and with signs of more than a few tokens: by tables (`nibbles`).
 
 // Loops over registers: by index they unroll, and closures would not be compiled for these features.
 #![allow(clippy::needless_range_loop)]
 
-use super::{BLOCK, Bits, Bytes, Form, GROUP, MAX_PLANES, Pass, Product, Signs, Sum, WORD, Words};
+use super::{
+    BLOCK, Bits, Bytes, Form, GROUP, MAX_PLANES, Pass, Product, Signs, Sum, WORD, Words, nibbles,
+};
 use std::arch::x86_64::*;
 
 /// Registers of a block.
 const HALVES: usize = 2;
 /// Rows of a register.
 const LANES: usize = BLOCK / HALVES;
-/// Steps after which sums of 16 bits may be full: 64 · 2 · 255 < 2^15.
-const SHORT: usize = 64;
 /// Words after which counts of 8 bits may be full: 31 · 8 < 2^8.
 const COUNTS: usize = 31;
+/// Steps after which sums of 16 bits may be full: 64 · 2 · 255 < 2^15.
+const SHORT: usize = 64;
 
 pub(super) fn detected() -> bool {
     is_x86_feature_detected!("avx2")
@@ -53,17 +55,20 @@ pub(super) fn multiply(product: &mut Product) {
                 block::<false>(product, Pass::Whole, Sum::Products, from, &scratch, &x.codes);
             }
         }
-        (Form::Signs(signs), Bits::Eight | Bits::Four) => {
+        (Form::Signs(signs), Bits::Eight) if x.tokens > FEW => {
             scratch.resize(per_block, Bytes::ZERO);
             let words = padded / WORD;
-            for k in 0..signs.planes {
-                for from in (0..weights.rows).step_by(BLOCK) {
-                    let lines = &signs.plane(k, padded)[from / BLOCK * words..][..words];
-                    expand_signs(lines, &mut scratch);
-                    let (pass, sum) = (Pass::Plane(k), Sum::Products);
-                    block::<true>(product, pass, sum, from, &scratch, &x.codes);
-                }
+            for from in (0..weights.rows).step_by(BLOCK) {
+                let lines = &signs.plane(0, padded)[from / BLOCK * words..][..words];
+                expand_signs(lines, &mut scratch);
+                let (pass, sum) = (Pass::Plane(0), Sum::Products);
+                block::<true>(product, pass, sum, from, &scratch, &x.codes);
             }
+        }
+        (Form::Signs(signs), Bits::Eight) => nibbles::multiply::<2>(product, signs),
+        (Form::Signs(signs), Bits::Four) => nibbles::multiply::<1>(product, signs),
+        (Form::Signs(signs), Bits::One) if x.tokens > FEW => {
+            nibbles::multiply::<0>(product, signs);
         }
         (Form::Signs(signs), Bits::One) => {
             let words = padded / WORD;
@@ -76,6 +81,10 @@ pub(super) fn multiply(product: &mut Product) {
         }
     }
 }
+
+/// Tokens up to which tables are faster for codes of 8 bits than signs made bytes, and slower for signs than counting:
+/// then bringing the weights into order for them counts.
+const FEW: usize = 2;
 
 /// Codes of all tokens, `[tokens, padded]`, with weights of a block, `[padded / 4]`; `SIGNS`: all of
 /// these are ±1.

@@ -24,6 +24,8 @@ mod avx2;
 mod avx512;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
+#[cfg(target_arch = "x86_64")]
+mod nibbles;
 mod quantise;
 mod scalar;
 #[cfg(test)]
