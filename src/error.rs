@@ -87,6 +87,10 @@ pub enum Error {
     #[error("the gate is closed: {failed}")]
     Gate { failed: String },
 
+    /// An output that came out differently when it was made again.
+    #[error("not reproduced: {found}; {advice}")]
+    NotReproduced { found: String, advice: String },
+
     /// A search that found nothing that keeps what was asked.
     #[error(
         "no variant meets the targets; {nearest}; loosen a target, widen the space or give more --trials"
@@ -116,7 +120,7 @@ impl Error {
             | Error::Config { .. }
             | Error::Mismatch { .. } => 4,
             Error::Diverged { .. } => 1,
-            Error::Gate { .. } | Error::Unmet { .. } => 5,
+            Error::Gate { .. } | Error::Unmet { .. } | Error::NotReproduced { .. } => 5,
             Error::Read { .. } | Error::Write { .. } => 6,
             Error::InPass { source, .. } => source.exit_code(),
             Error::Interrupted => 130,

@@ -10,6 +10,7 @@ mod gate;
 mod inspect;
 mod passes;
 mod progress;
+mod reproduce;
 mod run;
 mod search;
 mod texts;
@@ -41,7 +42,7 @@ use std::process::ExitCode;
     subcommand_negates_reqs = true,
     override_usage = "compress --passes PASSES MODEL -o OUT [OPTIONS]\n       compress <COMMAND>",
     after_help = "Exit codes: 0 ok, 2 usage, 3 bad recipe, 4 bad or unsupported input, \
-                  5 gate closed or targets missed, 6 I/O, \
+                  5 gate closed, targets missed or not reproduced, 6 I/O, \
                   130 interrupted, 1 anything else.\n\n\
                   Example: compress --passes 'prune(sparsity=0.3),binarize' models/minilm-sst2 -o small --eval dev.tsv"
 )]
@@ -66,6 +67,8 @@ enum Command {
     Forward(forward::ForwardArgs),
     /// Check that an output is whole and answers as it did when it was written
     Verify(verify::VerifyArgs),
+    /// Make an output again, and compare it byte for byte
+    Reproduce(reproduce::ReproduceArgs),
     /// Write an output for other software besides: Transformers, ONNX Runtime
     Emit(emit::EmitArgs),
     /// Put variants of a model side by side: size, compute, speed, quality, as a table or a page
@@ -151,7 +154,11 @@ pub fn main() -> ExitCode {
     let keeps_nothing = matches!(
         cli.command,
         None | Some(
-            Command::Forward(_) | Command::Train(_) | Command::Search(_) | Command::Emit(_)
+            Command::Forward(_)
+                | Command::Train(_)
+                | Command::Search(_)
+                | Command::Emit(_)
+                | Command::Reproduce(_)
         )
     );
     if keeps_nothing {
@@ -166,6 +173,7 @@ pub fn main() -> ExitCode {
         Some(Command::Forward(args)) => forward::main(args),
         Some(Command::Verify(args)) => verify::main(args),
         Some(Command::Emit(args)) => emit::main(args),
+        Some(Command::Reproduce(args)) => reproduce::main(args),
         Some(Command::Compare(args)) => compare::main(args),
         Some(Command::Bench(args)) => bench::main(args),
         Some(Command::Search(args)) => search::main(args),

@@ -9,9 +9,9 @@ use super::{
 use clap::Args;
 use compress::checkpoint::{Checkpoint, OutputFolder, sha256};
 use compress::model::Model;
-use compress::pipeline::{self, Cache, Options};
+use compress::pipeline::{self, Cache, Options, Outcome};
 use compress::recipe::Recipe;
-use compress::report;
+use compress::report::{self, InputNote};
 use compress::train::state::StateFile;
 use compress::{Error, Result};
 use serde_json::json;
@@ -64,7 +64,7 @@ pub struct RunArgs {
     force: bool,
 
     /// Weight files larger than this are split, in MB
-    #[arg(long, value_name = "MB", default_value_t = 5000)]
+    #[arg(long, value_name = "MB", default_value_t = MAX_SHARD_MB)]
     max_shard_size: u64,
 
     /// Print the report as JSON instead of a table
@@ -76,17 +76,65 @@ pub struct RunArgs {
     quiet: bool,
 }
 
+impl RunArgs {
+    fn recipe(&self) -> Result<Recipe> {
+        let mut recipe = match &self.recipe {
+            Some(path) => Recipe::from_toml(&recipe_text(path)?, &self.set)?,
+            None => Recipe::parse(self.passes.as_deref().unwrap_or_default(), &self.set)?,
+        };
+        if let Some(emit) = self.targets.emit()? {
+            recipe.emit = emit;
+        }
+        Ok(recipe)
+    }
+
+    /// All that an output depends on besides recipe and files, as it would be written on the command line.
+    fn arguments(&self) -> String {
+        let mut arguments = self.texts.arguments();
+        if self.max_shard_size != MAX_SHARD_MB {
+            arguments += &format!(" --max-shard-size {}", self.max_shard_size);
+        }
+        arguments
+    }
+}
+
+/// Megabytes.
+const MAX_SHARD_MB: u64 = 5000;
+
 pub fn main(args: &RunArgs) -> Result<()> {
+    let done = make(args)?;
+    if args.json {
+        return print_json(&json!({
+            "output": done.output, "report": done.report, "measured": done.measured,
+        }));
+    }
+    let text = match &done.report.calibration {
+        Some(c) => format!("{} ({} texts, {} tokens)", c.source, c.texts, c.tokens),
+        None => "none: weights alone".into(),
+    };
+    let output = args.output.as_deref().unwrap_or(&done.output);
+    print(&report::before_after(&done.report, &done.measured))?;
+    print(&format!(
+        "\ncalibration text: {text}\nwrote {} in {:.1} s; report.md in it has the details\n",
+        output.display(),
+        done.measured.wall_seconds
+    ))
+}
+
+/// The files that its output depends on.
+pub fn inputs(args: &RunArgs) -> Result<Vec<InputNote>> {
+    let (input, recipe) = (args.model.as_deref().expect("clap requires it"), args.recipe()?);
+    // One that is missing is the pass's to name.
+    let of_passes = recipe.steps.iter().flat_map(|s| s.pass.reads()).filter(|p| p.is_file());
+    hashes(input, args.texts.files().into_iter().chain(of_passes))
+}
+
+/// Runs it, and says nothing on stdout.
+pub fn make(args: &RunArgs) -> Result<Outcome> {
     let input = args.model.as_deref().expect("clap requires it");
     let output = args.output.as_deref().expect("clap requires it");
     args.threads.apply()?;
-    let mut recipe = match &args.recipe {
-        Some(path) => Recipe::from_toml(&recipe_text(path)?, &args.set)?,
-        None => Recipe::parse(args.passes.as_deref().unwrap_or_default(), &args.set)?,
-    };
-    if let Some(emit) = args.targets.emit()? {
-        recipe.emit = emit;
-    }
+    let recipe = args.recipe()?;
     if recipe.steps.iter().any(|s| s.pass.trains(args.texts.data.is_some())) {
         keep_freed_buffers();
     }
@@ -101,31 +149,29 @@ pub fn main(args: &RunArgs) -> Result<()> {
     let tokenizer = if needed || read_by_one { tokenizer(input)? } else { None };
     let texts = given.read(&model, tokenizer.as_ref(), input, counted)?;
     let bar = progress::Bar::new(args.quiet);
-    let arguments = given.arguments();
+    let arguments = args.arguments();
+    let inputs = inputs(args)?;
     let (mut state, mut cache) = (None, None);
     if args.resume.resume || args.cache.is_some() {
-        let key = key(&arguments, input, given.files())?;
-        let folder = match &args.cache {
-            Some(folder) => folder.clone(),
-            None => resume_folder(output),
-        };
+        // What passes read besides is told by the passes.
+        let key = key(&given.arguments(), &hashes(input, given.files())?);
+        let folder = args.cache.clone().unwrap_or_else(|| resume_folder(output));
         std::fs::create_dir_all(&folder)
             .map_err(|source| Error::Write { path: folder.clone(), source })?;
         let judged_by = match &given.eval {
             Some(path) => format!("{} {}", file_name(path), sha256(path)?),
             None => String::new(),
         };
-        cache = Some(Cache { folder, key: key.clone(), judged_by });
+        cache = Some(Cache { folder, key, judged_by });
         if args.resume.resume {
-            let of_passes = recipe.steps.iter().flat_map(|s| s.pass.reads());
-            let of_passes = of_passes.map(|file| sha256(&file)).collect::<Result<Vec<_>>>()?;
-            let key = format!("{key} {} {}", recipe.to_toml(), of_passes.join(" "));
+            let key = key_of_run(&arguments, &recipe, &inputs);
             state = Some(state_file(key, output, args.resume.save_every)?);
         }
     }
     let options = Options {
         seed: given.seed,
         arguments: &arguments,
+        inputs: &inputs,
         texts: &texts,
         tokenizer: tokenizer.as_ref(),
         read: &|model, tokenizer| given.read(model, Some(tokenizer), input, counted),
@@ -137,36 +183,20 @@ pub fn main(args: &RunArgs) -> Result<()> {
         progress: &bar,
         interrupted: &progress::interrupted,
     };
-    let done =
-        with_state(&options, &bar, || pipeline::run(&model, input, &recipe, folder, &options))?;
-    if args.json {
-        return print_json(&json!({
-            "output": done.output, "report": done.report, "measured": done.measured,
-        }));
-    }
-    let text = match &done.report.calibration {
-        Some(c) => format!("{} ({} texts, {} tokens)", c.source, c.texts, c.tokens),
-        None => "none: weights alone".into(),
-    };
-    print(&report::before_after(&done.report, &done.measured))?;
-    print(&format!(
-        "\ncalibration text: {text}\nwrote {} in {:.1} s; report.md in it has the details\n",
-        output.display(),
-        done.measured.wall_seconds
-    ))
+    with_state(&options, &bar, || pipeline::run(&model, input, &recipe, folder, &options))
 }
 
 /// All that every pass depends on besides its options: the version, the arguments, and the contents of the files.
-pub fn key(
-    arguments: &str,
-    input: &Path,
-    files: impl IntoIterator<Item = PathBuf>,
-) -> Result<String> {
+pub fn key(arguments: &str, inputs: &[InputNote]) -> String {
     let mut key = format!("{} {arguments}", env!("CARGO_PKG_VERSION"));
-    for (_, hash) in hashes(input, files)? {
-        key += &format!(" {hash}");
+    for input in inputs {
+        key += &format!(" {}", input.sha256);
     }
-    Ok(key)
+    key
+}
+
+fn key_of_run(arguments: &str, recipe: &Recipe, inputs: &[InputNote]) -> String {
+    format!("{} {}", key(arguments, inputs), recipe.to_toml())
 }
 
 /// The folder beside the output where a run keeps what lets it go on.
@@ -184,11 +214,8 @@ pub fn state_file(key: String, output: &Path, save_every: u64) -> Result<StateFi
     Ok(StateFile { path: folder, key, every: Duration::from_secs(save_every) })
 }
 
-/// SHA-256 of the files that an output depends on: those of the checkpoint, then `files`.
-pub fn hashes(
-    input: &Path,
-    files: impl IntoIterator<Item = PathBuf>,
-) -> Result<Vec<(PathBuf, String)>> {
+/// The files that an output depends on: those of the checkpoint, then `files`.
+pub fn hashes(input: &Path, files: impl IntoIterator<Item = PathBuf>) -> Result<Vec<InputNote>> {
     let checkpoint = Checkpoint::open(input)?;
     let mut read: BTreeSet<PathBuf> = checkpoint.files.iter().cloned().collect();
     let pooling = checkpoint.root.join("1_Pooling");
@@ -200,8 +227,16 @@ pub fn hashes(
         };
         read.extend(entries.map(|entry| entry.path()).filter(known));
     }
-    let hash = |file: PathBuf| sha256(&file).map(|hash| (file, hash));
-    read.into_iter().chain(files).map(hash).collect()
+    let note = |file: PathBuf, of_model: bool| {
+        let name = match file.strip_prefix(&checkpoint.root) {
+            Ok(inside) if of_model => inside,
+            _ => &file,
+        };
+        let name = name.to_string_lossy().replace(|c: char| c.is_control(), "");
+        Ok(InputNote { name, sha256: sha256(&file)?, of_model })
+    };
+    let of_model = read.into_iter().map(|file| note(file, true));
+    of_model.chain(files.into_iter().map(|file| note(file, false))).collect()
 }
 
 /// Runs what may be resumed: its state goes when it is done, and stays when it is stopped.

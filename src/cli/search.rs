@@ -15,7 +15,7 @@ use compress::data::{Calibration, Source};
 use compress::model::Model;
 use compress::pass::Progress;
 use compress::pipeline::{self, Options, Outcome, Texts, root, side_files, weight_bytes};
-use compress::report::{self, Report, bytes, count, plain_table};
+use compress::report::{self, InputNote, Report, bytes, count, plain_table};
 use compress::search::{
     Bench, Entry, Found, Given, Header, Held, Log, Rung, SCHEMA, Searched, Settings, Space,
     SpeedBy, Targets, default_space, search,
@@ -273,9 +273,12 @@ fn run(
         }),
         _ => Ok(()),
     };
+    let recipe = searched.trials[winner].recipe()?;
+    let files = given.files().into_iter().chain(recipe.steps.iter().flat_map(|s| s.pass.reads()));
     let options = Options {
         seed: given.seed,
         arguments: &given.arguments(),
+        inputs: &hashes(input, files)?,
         texts: &texts,
         tokenizer: tokenizer.as_ref(),
         read: &read,
@@ -287,7 +290,6 @@ fn run(
         progress: bar,
         interrupted: &progress::interrupted,
     };
-    let recipe = searched.trials[winner].recipe()?;
     let done = pipeline::run(model, input, &recipe, folder, &options)?;
     bar.finish();
     match args.json {
@@ -344,10 +346,10 @@ fn describe(calibration: &Calibration) -> String {
 }
 
 /// Hashes by the names of their files; those of the same name are numbered.
-fn named(hashes: Vec<(PathBuf, String)>) -> BTreeMap<String, String> {
+fn named(inputs: Vec<InputNote>) -> BTreeMap<String, String> {
     let mut named = BTreeMap::new();
-    for (path, hash) in hashes {
-        let name = file_name(&path);
+    for InputNote { name, sha256: hash, .. } in inputs {
+        let name = file_name(Path::new(&name));
         let taken = |n: &usize| match n {
             1 => name.clone(),
             n => format!("{name} #{n}"),
@@ -508,7 +510,11 @@ mod tests {
 
     #[test]
     fn files_of_one_name_are_numbered() {
-        let hash = |path: &str, hash: &str| (PathBuf::from(path), hash.to_string());
+        let hash = |name: &str, hash: &str| InputNote {
+            name: name.into(),
+            sha256: hash.into(),
+            of_model: true,
+        };
         let named = named(vec![hash("m/config.json", "a"), hash("m/p/config.json", "b")]);
         let names: Vec<&str> = named.keys().map(String::as_str).collect();
         assert_eq!(names, ["config.json", "config.json #2"]);

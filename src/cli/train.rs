@@ -1,6 +1,6 @@
 //! `compress train MODEL --data FILE -o OUT`
 
-use super::run::{key, state_file, with_state};
+use super::run::{hashes, key, state_file, with_state};
 use super::{
     ColumnArgs, ResumeArgs, ThreadArgs, keep_freed_buffers, max_tokens, needed_tokenizer, print,
     print_json, progress, shell,
@@ -226,10 +226,11 @@ pub fn main(args: &TrainArgs) -> Result<()> {
         freeze_embeddings: args.freeze_embeddings,
     };
     let arguments = arguments(args, dropout);
+    let files = [Some(args.data.clone()), args.order.clone()].into_iter().flatten();
+    let inputs = hashes(&args.model, files)?;
     let state = match args.resume.resume {
         true => {
-            let files = [Some(args.data.clone()), args.order.clone()].into_iter().flatten();
-            let key = key(&arguments, &args.model, files)?;
+            let key = key(&arguments, &inputs);
             Some(state_file(key, &args.output, args.resume.save_every)?)
         }
         false => None,
@@ -239,6 +240,7 @@ pub fn main(args: &TrainArgs) -> Result<()> {
     let options = Options {
         seed,
         arguments: &arguments,
+        inputs: &inputs,
         texts: &texts,
         tokenizer: None,
         read: &|_, _| unreachable!("training cuts no vocabulary"),

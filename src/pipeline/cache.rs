@@ -70,7 +70,7 @@ impl Cache {
         hash.update(&self.key);
         for step in steps {
             hash.update(json!([step.name, step.options]).to_string());
-            for file in step.pass.reads() {
+            for file in step.pass.reads().into_iter().filter(|file| file.is_file()) {
                 hash.update(sha256(&file)?);
             }
         }

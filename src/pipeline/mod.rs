@@ -21,7 +21,9 @@ use crate::model::cost;
 use crate::model::{Model, Task};
 use crate::pass::{Pass, Progress};
 use crate::recipe::Recipe;
-use crate::report::{self, CalibrationNote, FileNote, Measured, Quality, Report, SCHEMA, Summary};
+use crate::report::{
+    self, CalibrationNote, FileNote, InputNote, Measured, Quality, Report, SCHEMA, Summary,
+};
 use crate::runtime::{Batch, Encoder, NoObserver};
 use crate::train::state::StateFile;
 use crate::{Error, Result};
@@ -36,6 +38,8 @@ pub struct Options<'a> {
     pub seed: u64,
     /// What else the output depends on, as it would be written on the command line.
     pub arguments: &'a str,
+    /// The files that it depends on.
+    pub inputs: &'a [InputNote],
     pub texts: &'a Texts,
     /// The tokenizer of the model as it was read, where a pass needs it.
     pub tokenizer: Option<&'a Tokenizer>,
@@ -193,6 +197,7 @@ fn write(
         seed: options.seed,
         recipe: recipe_json,
         arguments,
+        inputs: options.inputs.to_vec(),
         calibration: options.texts.calibration.as_ref().map(note),
         data: options.texts.data.as_ref().map(|d| CalibrationNote {
             source: d.source.clone(),

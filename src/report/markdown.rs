@@ -262,8 +262,12 @@ pub fn model_card(report: &Report, license: Option<&str>) -> String {
     // JSON strings are YAML strings: a folder's name cannot break out of the front matter.
     let name = serde_json::Value::String(report.base_model.clone());
     let what = done(report);
-    out +=
-        &format!("base_model: {name}\ntags:\n- {what}\n---\n\n# {}, {what}\n\n", report.base_model);
+    out += &format!(
+        "base_model: {name}\nbase_model_relation: {}\ntags:\n- {what}\n---\n\n# {}, {what}\n\n",
+        // What hubs know; to them everything smaller is quantized.
+        if report.recipe.is_null() { "finetune" } else { "quantized" },
+        report.base_model
+    );
     out += &format!("Made by `compress` {} from {}.\n\n", report.version, report.base_model);
     out += &sizes(report);
     out += "\n";
@@ -272,9 +276,27 @@ pub fn model_card(report: &Report, license: Option<&str>) -> String {
     out += loading(report);
     out += match report.recipe.is_null() {
         true => "\nDetails: report.md, report.json.\n",
-        false => "\nDetails: report.md, report.json; recipe.toml reproduces it.\n",
+        false => {
+            "\nDetails: report.md, report.json; recipe.toml makes it again, and `compress reproduce` checks that it does.\n"
+        }
     };
+    out += &inputs(report);
     out += &targets(&report.emitted);
+    out
+}
+
+/// What it was made from.
+fn inputs(report: &Report) -> String {
+    if report.inputs.is_empty() {
+        return String::new();
+    }
+    let mut out = String::from("\n## Made from\n\n| file | SHA-256 |\n|---|---|\n");
+    for input in &report.inputs {
+        // A name must not end the cell.
+        let name = input.name.replace('|', "\\|");
+        let of = if input.of_model { format!(" of {}", report.base_model) } else { String::new() };
+        out += &format!("| {name}{of} | {} |\n", input.sha256);
+    }
     out
 }
 

@@ -37,6 +37,8 @@ pub struct Report {
     pub recipe: Value,
     /// What else the output depends on, as it would be written on the command line.
     pub arguments: String,
+    /// The files that all of it was made from.
+    pub inputs: Vec<InputNote>,
     pub calibration: Option<CalibrationNote>,
     /// What passes that train had, where it was not the calibration text.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,6 +82,16 @@ pub struct Emitted {
     /// SHA-256 of the code in it, by file.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub code: BTreeMap<String, String>,
+}
+
+/// A file that an output depends on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InputNote {
+    /// As it was given; files of the checkpoint by their place in it.
+    pub name: String,
+    pub sha256: String,
+    /// Whether it is one of the checkpoint.
+    pub of_model: bool,
 }
 
 /// What text the passes had.

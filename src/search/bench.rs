@@ -303,6 +303,7 @@ impl<'a> Bench<'a> {
         let options = Options {
             seed,
             arguments: "",
+            inputs: &[],
             texts: &self.rungs[rung].texts,
             tokenizer,
             read: &reread,

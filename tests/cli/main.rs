@@ -18,6 +18,7 @@ mod identity;
 mod malformed;
 mod output;
 mod prune;
+mod reproduce;
 mod reviews;
 mod search;
 mod stopped;
