@@ -13,6 +13,7 @@ mod progress;
 mod reproduce;
 mod run;
 mod search;
+mod shell;
 mod texts;
 mod train;
 mod units;
@@ -79,6 +80,10 @@ enum Command {
     Search(search::SearchArgs),
     /// Say whether an output is good, small and fast enough; exit code 5 if not
     Gate(gate::GateArgs),
+    /// Print what a shell needs to complete commands and flags
+    Completions(shell::CompletionsArgs),
+    /// Print the manual page, or that of a command: compress man search | man -l -
+    Man(shell::ManArgs),
 }
 
 /// How a file of examples is read.
@@ -178,6 +183,8 @@ pub fn main() -> ExitCode {
         Some(Command::Bench(args)) => bench::main(args),
         Some(Command::Search(args)) => search::main(args),
         Some(Command::Gate(args)) => gate::main(args),
+        Some(Command::Completions(args)) => shell::completions(args),
+        Some(Command::Man(args)) => shell::man(args),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

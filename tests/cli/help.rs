@@ -28,8 +28,20 @@ fn help_names_every_command_and_option() {
     let dir = Dir::new();
     insta::assert_snapshot!("help", transcript(&dir, &[&["--help"]]));
     let commands = [
-        "inspect", "eval", "train", "passes", "forward", "verify", "emit", "compare", "bench",
-        "search", "gate",
+        "inspect",
+        "eval",
+        "train",
+        "passes",
+        "forward",
+        "verify",
+        "reproduce",
+        "emit",
+        "compare",
+        "bench",
+        "search",
+        "gate",
+        "completions",
+        "man",
     ]
     .map(|c| [c, "--help"]);
     insta::assert_snapshot!(
@@ -166,4 +178,41 @@ fn a_run_shows_before_and_after() {
     };
     let lines = text.lines().filter(|l| !l.starts_with("latency")).map(timeless);
     insta::assert_snapshot!("run", lines.collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
+fn shells_and_manuals_know_every_command_and_flag() {
+    let dir = Dir::new();
+    let help = dir.ok(&["--help"]);
+    let flags = |text: &str| -> Vec<String> {
+        let words = text.lines().filter_map(|l| l.trim_start().split("--").nth(1));
+        let names = words.map(|w| w.chars().take_while(|c| c.is_alphanumeric() || *c == '-'));
+        names.map(Iterator::collect).filter(|n: &String| n.len() > 2).collect()
+    };
+    let flags = flags(&help);
+    assert!(flags.contains(&"calib-texts".into()), "{flags:?}");
+    let page = dir.ok(&["man"]);
+    for flag in &flags {
+        let escaped = flag.replace('-', "\\-");
+        assert!(page.contains(&format!("\\-\\-{escaped}")), "--{flag} is not in the manual");
+    }
+    assert!(page.starts_with(".ie") && page.contains(".TH compress 1"), "{}", &page[..200]);
+    assert!(dir.ok(&["man", "search"]).contains(".TH compress-search 1"));
+    insta::assert_snapshot!(dir.fails(2, &["man", "serch"]), @"there is no command `serch`; `compress --help` lists them");
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = dir.ok(&["completions", shell]);
+        for flag in &flags {
+            assert!(script.contains(flag), "--{flag} is not completed by {shell}");
+        }
+        assert!(script.contains("reproduce"), "{shell} knows no commands");
+        if shell == "bash" {
+            dir.write("compress.bash", &script);
+            let checked = std::process::Command::new("bash")
+                .arg("-n")
+                .arg(dir.path("compress.bash"))
+                .status();
+            // Where there is a bash, it can read it.
+            assert!(checked.is_err() || checked.is_ok_and(|status| status.success()));
+        }
+    }
 }
