@@ -3,6 +3,8 @@
 
 mod bench;
 mod compare;
+#[cfg(test)]
+mod documented;
 mod emit;
 mod eval;
 mod forward;

@@ -23,7 +23,7 @@ use std::time::Duration;
 pub struct RunArgs {
     /// Passes in the order they run, with options: 'prune(sparsity=0.5),binarize(planes=2)'
     #[arg(long, value_name = "PASSES", required_unless_present = "recipe")]
-    passes: Option<String>,
+    pub(super) passes: Option<String>,
 
     /// A TOML file with the passes instead
     #[arg(long, value_name = "FILE", conflicts_with = "passes")]
