@@ -37,8 +37,8 @@ pub struct Distill {
     pub batch: usize,
     /// Batches whose mean gradient makes one update.
     pub accumulate: usize,
-    /// Learning rate at its height; 0 for 3e-5, or for 5e-4 as soon as a matrix of a layer is made of signs.
-    /// Scales take a tenth.
+    /// Learning rate at its height; 0 for 3e-5, for 5e-4 where matrices of layers are single planes of signs, and for
+    /// 6e-5 as soon as one is more planes or two factors. Scales take a tenth.
     pub rate: f64,
     pub schedule: Schedule,
     /// Share of the steps in which the rate climbs.
@@ -144,13 +144,25 @@ const JUDGEMENTS: usize = 10;
 /// half pruned, or in one plane with a residual of rank 16.
 const DENSE_RATE: f32 = 3e-5;
 const PACKED_RATE: f32 = 5e-4;
+/// Of signs that fit better than one plane does: the rate above takes them further away than they were (docs/results.md,
+/// "What packed layers keep").
+const FINE_RATE: f32 = 6e-5;
 /// Of codewords (subspace notes, §3.6): each is a part of many rows.
 const CODEWORD_RATE: f32 = 1e-3;
 
-/// Whether any matrix of a layer is made of signs.
-fn packed(model: &Model) -> bool {
-    let mut linears = model.layers.iter().flat_map(|l| l.linears());
-    linears.any(|(_, linear)| matches!(linear.weight, Weight::Binary(_) | Weight::Double(_)))
+/// The rate for `model`, where none is given.
+fn usual_rate(model: &Model) -> f32 {
+    let linears = model.layers.iter().flat_map(|l| l.linears());
+    let mut rate = DENSE_RATE;
+    for (_, linear) in linears {
+        match &linear.weight {
+            Weight::Binary(binary) if binary.planes == 1 => rate = rate.max(PACKED_RATE),
+            // One that fits well is the first to be lost.
+            Weight::Binary(_) | Weight::Double(_) => return FINE_RATE,
+            _ => {}
+        }
+    }
+    rate
 }
 
 impl Distill {
@@ -309,10 +321,9 @@ impl Pass for Distill {
         let settings = Settings {
             steps,
             accumulate: self.accumulate,
-            rate: match (self.rate, packed(&before)) {
-                (0.0, false) => DENSE_RATE,
-                (0.0, true) => PACKED_RATE,
-                (rate, _) => rate as f32,
+            rate: match self.rate {
+                0.0 => usual_rate(&before),
+                rate => rate as f32,
             },
             warmup: (self.warmup * steps as f64).round() as usize,
             schedule: self.schedule,
