@@ -44,6 +44,12 @@ pub trait Pass: std::fmt::Debug {
         false
     }
 
+    /// What it does that takes layers without [`crate::model::Family::feature`], as a sentence about it goes on; `None`: it
+    /// runs on every family.
+    fn needs_plain_layers(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What of its outcome `target` may not carry, as far as options tell; `None` where it does. With text to train on
     /// (`data`) or without.
     fn refuses(&self, _target: Target, _data: bool) -> Option<&'static str> {

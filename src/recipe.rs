@@ -61,6 +61,16 @@ impl Recipe {
         Ok(Recipe { emit, ..Recipe::from_steps(steps, set)? })
     }
 
+    /// Checks that every pass knows what the family of `model` has.
+    ///
+    /// # Errors
+    /// As [`fits`].
+    pub fn check_family(&self, model: &Model) -> Result<()> {
+        self.steps
+            .iter()
+            .try_for_each(|step| fits(step.name, step.pass.needs_plain_layers(), model))
+    }
+
     /// Checks that every target that is to be written can carry what becomes of `model`, as far as that is known before
     /// passes run. `data`: whether there is text to train on.
     ///
@@ -163,6 +173,25 @@ impl Recipe {
         }
         text
     }
+}
+
+/// Checks that the pass `name` knows what the family of `model` has: `does` is its [`Pass::needs_plain_layers`].
+///
+/// # Errors
+/// [`Error::Mismatch`], with the feature that is in the way and the passes that run.
+pub fn fits(name: &str, does: Option<&str>, model: &Model) -> Result<()> {
+    let (Some(feature), Some(does)) = (model.family.feature, does) else {
+        return Ok(());
+    };
+    let runs = |entry: &&Entry| {
+        (entry.parse)(Table::new()).is_ok_and(|pass| pass.needs_plain_layers().is_none())
+    };
+    let others: Vec<&str> = passes::ALL.iter().filter(runs).map(|entry| entry.name).collect();
+    Err(Error::Mismatch {
+        found: format!("family `{}` has {feature}", model.family.model_type),
+        expected: format!("`{name}` {does}, of all passes {} run there", others.join(", ")),
+        advice: "leave it out, or start from a model of another family",
+    })
 }
 
 /// Names and options of the steps of a TOML recipe, unchecked.

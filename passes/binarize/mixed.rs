@@ -57,7 +57,8 @@ impl Binarize {
     pub(super) fn plan(&self, model: &Model, cx: &Context) -> Result<Vec<Planned>> {
         let matrices: Vec<&Linear> = linears(model);
         let rungs: Vec<Vec<Rung>> = matrices.iter().map(|l| rungs(&l.weight)).collect();
-        let choices: Vec<Vec<Choice>> = match cx.calibration {
+        let text = cx.calibration.filter(|_| model.family.feature.is_none());
+        let choices: Vec<Vec<Choice>> = match text {
             Some(text) => self.costs(model, text, cx, &rungs)?,
             None => {
                 // Of weights alone a loss in one matrix is as bad as in another.

@@ -9,6 +9,7 @@ mod products;
 mod refine;
 mod residual;
 mod rungs;
+mod stepwise;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -164,6 +165,10 @@ impl Pass for Binarize {
         }
     }
 
+    fn needs_plain_layers(&self) -> Option<&'static str> {
+        (self.activations == 1).then_some("makes signs of inputs, which nothing trains there")
+    }
+
     fn check(&self) -> Result<()> {
         let fail = |option, found: String, expected: &str| {
             Err(Error::Option { pass: "binarize", option, found, expected: expected.into() })
@@ -263,7 +268,8 @@ impl Pass for Binarize {
     fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {
         self.check()?;
         let layers = model.layers.len();
-        let mixed = self.is_mixed() && cx.calibration.is_some();
+        let plain = model.family.feature.is_none();
+        let mixed = self.is_mixed() && cx.calibration.is_some() && plain;
         cx.progress.start("binarize", if mixed { 2 * layers + 1 } else { layers + 1 });
         let before = model.clone();
         // First, so that layers make up for what the table lost, and a budget knows what is left.
@@ -287,7 +293,10 @@ impl Pass for Binarize {
         let mut changes = Vec::new();
         match cx.calibration {
             _ if self.activations == 1 => self.to_signs(model, cx, &mut changes)?,
-            Some(text) => self.with_text(&before, model, text, &plan, cx, &mut changes)?,
+            Some(text) if plain => {
+                self.with_text(&before, model, text, &plan, cx, &mut changes)?;
+            }
+            Some(text) => self.by_steps(model, text, &plan, cx, &mut changes)?,
             None => {
                 let mut plan = plan.iter();
                 for layer in &mut model.layers {
@@ -302,6 +311,13 @@ impl Pass for Binarize {
         let figures = figures(&changes);
         changes.extend(tables);
         let mut work = Work { figures, ..Work::from(changes) };
+        if let (Some(feature), Some(_)) = (model.family.feature, cx.calibration) {
+            let choice = if self.is_mixed() { ", forms chosen by weights alone" } else { "" };
+            work.notes.push(format!(
+                "`{}` has {feature}: tokens count alike, `aim` is 0{choice}",
+                model.family.model_type
+            ));
+        }
         if self.activations == 1 {
             work.notes.push(
                 "layers multiply signs of their inputs: until `distill`, or fine-tuning, has trained \

@@ -192,6 +192,10 @@ impl Distill {
 }
 
 impl Pass for Distill {
+    fn needs_plain_layers(&self) -> Option<&'static str> {
+        Some("trains no such layers")
+    }
+
     fn check(&self) -> Result<()> {
         let fail = |option, found: String, expected: &str| {
             Err(Error::Option { pass: "distill", option, found, expected: expected.into() })

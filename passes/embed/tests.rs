@@ -78,7 +78,7 @@ fn layers_do_not_matter_to_it() {
 fn what_is_written_is_read_and_answers_the_same() {
     let texts = batch(80, &[6, 1, 9]);
     let all = methods();
-    for (i, (family, task)) in every().enumerate() {
+    for (i, (family, task)) in each().enumerate() {
         let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16][i % 3];
         let model = parts(family, task, 81).stored_as(dtype).open();
         let options = &all[i % all.len()];

@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn all_that_a_model_has_takes_time_and_less_takes_no_more() {
-        for family in family::ALL {
+        for family in family::TRAINED {
             let mut model = tiny(family.model_type, Task::Bare, 30);
             let price = Price::measured(&model, 2, 9).expect("runs");
             let all = Open::all(&model);

@@ -179,6 +179,10 @@ impl Default for Prune {
 }
 
 impl Pass for Prune {
+    fn needs_plain_layers(&self) -> Option<&'static str> {
+        Some("cuts no such layers")
+    }
+
     fn check(&self) -> Result<()> {
         if !(0.0..1.0).contains(&self.sparsity) {
             return Err(refusal("sparsity", self.sparsity.to_string(), "a number in [0, 1)"));

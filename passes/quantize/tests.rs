@@ -17,7 +17,7 @@ fn quantized(model: &Model, options: &Quantize) -> (Model, Work) {
 fn packing_is_done_once() {
     let texts = batch(70, &[6, 1, 9]);
     let forms = [Form::None, Form::Int8, Form::F16];
-    for (i, (family, task)) in every().enumerate() {
+    for (i, (family, task)) in each().enumerate() {
         let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16][i % 3];
         let model = parts(family, task, 71).stored_as(dtype).open();
         let options =
@@ -37,7 +37,7 @@ fn packing_is_done_once() {
 #[test]
 fn answers_stay_near_what_they_were() {
     let texts = batch(72, &[7, 4, 9]);
-    for (family, task) in every() {
+    for (family, task) in each() {
         let model = tiny(family, task, 73);
         let expected = answers(&model, &texts, None);
         let size = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));

@@ -175,6 +175,10 @@ impl Default for Tokens {
 }
 
 impl Pass for Tokens {
+    fn needs_plain_layers(&self) -> Option<&'static str> {
+        Some("drops no tokens in such layers")
+    }
+
     fn check(&self) -> Result<()> {
         if !(self.flops > 0.0 && self.flops <= 1.0) {
             return Err(refusal("flops", self.flops, "a share that is left, in (0, 1]"));

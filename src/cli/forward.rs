@@ -174,7 +174,7 @@ impl Padded {
 struct Seen<'a> {
     /// Of all tokens of the batch, zeros for those that are gone.
     hidden: Option<Vec<Vec<f32>>>,
-    /// By layer: `[batch, heads, tokens, tokens]`.
+    /// By step: `[batch, heads, tokens, tokens]`.
     attentions: Option<Vec<Vec<f32>>>,
     /// Where in the batch the tokens stand that are left.
     live: Vec<usize>,
@@ -192,20 +192,20 @@ impl Observer for Seen<'_> {
         hidden.push(all);
     }
 
-    fn attention(&mut self, layer: usize, head: usize, text: usize, probs: &[f32]) {
+    fn attention(&mut self, step: usize, head: usize, text: usize, probs: &[f32]) {
         let Some(attentions) = &mut self.attentions else { return };
         let (tokens, offset) = (self.input.tokens, self.input.offsets[text]);
         let [from, to] = [text, text + 1].map(|text| self.input.batch.starts[text]);
         let before = |end: usize| self.live.partition_point(|&t| t < end);
         let live = &self.live[before(from)..before(to)];
-        let heads = attentions[layer].len() / (self.input.rows * tokens * tokens);
+        let heads = attentions[step].len() / (self.input.rows * tokens * tokens);
         for (q, line) in live.iter().zip(probs.chunks_exact(live.len())) {
             let row = ((text * heads + head) * tokens + offset + q - from) * tokens + offset;
-            live.iter().zip(line).for_each(|(k, p)| attentions[layer][row + k - from] = *p);
+            live.iter().zip(line).for_each(|(k, p)| attentions[step][row + k - from] = *p);
         }
     }
 
-    fn kept(&mut self, _layer: usize, kept: &[usize]) {
+    fn kept(&mut self, _step: usize, kept: &[usize]) {
         self.live = kept.iter().map(|&t| self.live[t]).collect();
     }
 }
@@ -213,7 +213,7 @@ impl Observer for Seen<'_> {
 fn attention_buffers(model: &Model, input: &Padded) -> Vec<Vec<f32>> {
     let heads = |l: &compress::model::Layer| l.attention.as_ref().map_or(0, |a| a.heads.len());
     let size = |l| vec![0.0; input.rows * heads(l) * input.tokens * input.tokens];
-    model.layers.iter().map(size).collect()
+    model.stack().into_iter().map(|l| size(&model.layers[l])).collect()
 }
 
 /// The head's output under the names that Transformers gives it.

@@ -27,7 +27,7 @@ pub fn main(args: &InspectArgs) -> Result<()> {
     let config = &model.config;
     let heads = summary.layers.iter().filter_map(|l| l.heads).max().unwrap_or(0);
     print(&format!(
-        "{} with a head for {}{}\n{} layers, hidden {}, {heads} heads of {}, vocabulary {}, at most {} positions\n\n",
+        "{} with a head for {}{}\n{} layers{}, hidden {}, {heads} heads of {}, vocabulary {}, at most {} positions\n\n",
         summary.family,
         summary.task,
         match model.config.task {
@@ -38,7 +38,11 @@ pub fn main(args: &InspectArgs) -> Result<()> {
             }
             _ => String::new(),
         },
-        summary.layers.len(),
+        model.stack().len(),
+        match model.config.shared {
+            Some(_) => format!(" of {} that share their weights", summary.layers.len()),
+            None => String::new(),
+        },
         summary.hidden,
         summary.head_dim,
         count(summary.vocab as u64),

@@ -139,6 +139,7 @@ pub fn make(args: &RunArgs) -> Result<Outcome> {
         keep_freed_buffers();
     }
     let model = Model::open(input)?;
+    recipe.check_family(&model)?;
     recipe.check_emit(&model, args.texts.data.is_some())?;
     let folder = OutputFolder::create(output, input, args.force)?;
     let given = &args.texts;

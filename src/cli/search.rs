@@ -15,6 +15,7 @@ use compress::data::{Calibration, Source};
 use compress::model::Model;
 use compress::pass::Progress;
 use compress::pipeline::{self, Options, Outcome, Texts, root, side_files, weight_bytes};
+use compress::recipe::fits;
 use compress::report::{self, InputNote, Report, bytes, count, plain_table};
 use compress::search::{
     Bench, Entry, Found, Given, Header, Held, Log, Rung, SCHEMA, Searched, Settings, Space,
@@ -157,6 +158,7 @@ pub fn main(args: &SearchArgs) -> Result<()> {
         return print(&space);
     }
     let space = Space::parse(&space)?;
+    space.passes().iter().try_for_each(|s| fits(s.name, s.pass.needs_plain_layers(), &model))?;
     let output = args.output.as_deref().expect("clap requires it");
     let folder = OutputFolder::create(output, &args.model, args.force)?;
     let path = args.log.clone().unwrap_or_else(|| {

@@ -13,6 +13,7 @@ use compress::data::tables::{Annotation, Example, read_examples};
 use compress::eval::tasks::Prepared;
 use compress::model::{Model, Task};
 use compress::pipeline::{self, Finetune, Options, Texts};
+use compress::recipe::fits;
 use compress::report;
 use compress::train::fit::{Keep, Settings};
 use compress::train::schedule::Schedule;
@@ -172,6 +173,7 @@ pub fn main(args: &TrainArgs) -> Result<()> {
     check(args)?;
     keep_freed_buffers();
     let read = Model::open(&args.model)?;
+    fits("train", Some(Finetune::DOES), &read)?;
     let tokenizer = needed_tokenizer(&args.model)?;
     let table = read_examples(&args.data, &args.columns.columns())?;
     let model = headed(args, &read, &table.examples)?;

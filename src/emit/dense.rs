@@ -69,7 +69,9 @@ pub fn padded(model: &Model) -> Result<(Model, Value)> {
     let keys = &model.family.keys;
     let mut config = model.config.raw.clone();
     config.as_object_mut().expect("config.json is an object").shift_remove("compress");
-    config[keys.layers] = json!(model.layers.len());
+    if model.config.shared.is_none() {
+        config[keys.layers] = json!(model.layers.len());
+    }
     config[keys.ffn] = json!(ffn);
     if packed {
         // Loaders cast to what config.json says, or to the type of the first tensor: what was expanded is f32.

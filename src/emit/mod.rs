@@ -135,6 +135,12 @@ fn unread(model: &Model) -> Option<String> {
     norm.then(|| "the pooler has a LayerNorm of its own".into())
 }
 
+/// What neither of them knows, and stock classes do.
+fn unwritten(model: &Model) -> Option<String> {
+    let family = model.family;
+    family.feature.map(|feature| format!("family `{}` has {feature}", family.model_type))
+}
+
 /// Writes the targets of `emit` into `folder`, which holds the native one. `side_files` are those of its files that
 /// belong to the tokenizer and the like.
 ///

@@ -1,6 +1,6 @@
 //! config.json, parsed into what the encoder needs.
 
-use super::family::{self, Activation, Family};
+use super::family::{self, Activation, Family, Project};
 use crate::{Error, Result};
 use serde_json::Value;
 
@@ -46,7 +46,12 @@ pub struct Config {
     pub hidden: usize,
     /// Width of what the first matrix of a classifier, or a pooler, gives out: `hidden` of before it was cut.
     pub pooled: usize,
+    /// Layers that have weights of their own.
     pub layers: usize,
+    /// ALBERT: which of them a text goes through, one after the other; `None`: each once, in their order.
+    pub shared: Option<Vec<usize>>,
+    /// ALBERT: layers of a group; 1 elsewhere.
+    pub inner: usize,
     pub heads: usize,
     pub head_dim: usize,
     pub ffn: usize,
@@ -147,7 +152,7 @@ impl Config {
             return Err(config(keys.heads, heads, format!("a divisor of {} {whole}", keys.hidden)));
         }
         let activation = match object.get(keys.activation) {
-            None => Activation::Gelu,
+            None => family.default_activation,
             Some(value) => {
                 let name = value.as_str().unwrap_or_default();
                 Activation::from_name(name).ok_or_else(|| Error::Unsupported {
@@ -184,13 +189,26 @@ impl Config {
         };
         let embedding = match family.project {
             // As wide as the residual stream, it has no projection, and was cut with it.
-            Some(_) => Some(number_or(&raw, "embedding_size", whole)?).filter(|&n| n != whole),
+            Some(Project::WhereNarrow(_)) => {
+                Some(number_or(&raw, "embedding_size", whole)?).filter(|&n| n != whole)
+            }
+            Some(Project::Always(_, default)) => Some(number_or(&raw, "embedding_size", default)?),
             None => None,
+        };
+        let depth = number_below(&raw, keys.layers, MAX_LAYERS)?;
+        let (shared, inner) = match family.inner {
+            Some(_) => {
+                let (stack, inner) = stack(&raw, depth, keys.layers)?;
+                (Some(stack), inner)
+            }
+            None => (None, 1),
         };
         let config = Config {
             hidden,
             pooled: whole,
-            layers: number_below(&raw, keys.layers, MAX_LAYERS)?,
+            layers: shared.as_ref().map_or(depth, |s| s.iter().max().map_or(0, |last| last + 1)),
+            shared,
+            inner,
             heads,
             head_dim: whole / heads,
             ffn: number(&raw, keys.ffn)?,
@@ -237,6 +255,23 @@ impl Config {
         }
         self.raw.get("num_labels").and_then(Value::as_u64).map_or(2, |n| n as usize)
     }
+}
+
+/// ALBERT's order of layers, and how many of them are a group: of `depth` steps, each goes through all of one.
+fn stack(raw: &Value, depth: usize, key: &str) -> Result<(Vec<usize>, usize)> {
+    let groups = number_or(raw, "num_hidden_groups", 1)?;
+    let inner = number_or(raw, "inner_group_num", 1)?;
+    if groups > depth {
+        return Err(config("num_hidden_groups", groups, format!("at most {key} {depth}")));
+    }
+    if depth.checked_mul(inner).is_none_or(|steps| steps as u64 >= MAX_LAYERS) {
+        let expected = format!("less than {MAX_LAYERS} layers together with {key} {depth}");
+        return Err(config("inner_group_num", inner, expected));
+    }
+    // In floats, as Transformers divides.
+    let group = |step: usize| (step as f64 / (depth as f64 / groups as f64)) as usize;
+    let stack = (0..depth).flat_map(|step| (0..inner).map(move |i| group(step) * inner + i));
+    Ok((stack.collect(), inner))
 }
 
 fn task(raw: &Value, family: &Family) -> Result<Task> {
@@ -345,8 +380,27 @@ mod tests {
     }
 
     #[test]
+    fn albert_goes_through_its_groups_as_transformers_does() {
+        let order = |layers: usize, groups: usize, inner: usize| {
+            let mut raw = bert();
+            let albert = json!({"model_type": "albert", "architectures": ["AlbertModel"],
+                "num_hidden_layers": layers, "num_hidden_groups": groups, "inner_group_num": inner});
+            albert.as_object().expect("an object").iter().for_each(|(k, v)| raw[k] = v.clone());
+            let config = Config::parse(raw).map_err(|e| e.to_string())?.0;
+            Ok::<_, String>((config.layers, config.shared.expect("an order")))
+        };
+        assert_eq!(order(4, 1, 1), Ok((1, vec![0; 4])));
+        // int(i / (5 / 3)) of i = 0 to 4.
+        assert_eq!(order(5, 3, 1), Ok((3, vec![0, 0, 1, 1, 2])));
+        assert_eq!(order(2, 2, 2), Ok((4, vec![0, 1, 2, 3])));
+        assert_eq!(order(2, 1, 2), Ok((2, vec![0, 1, 0, 1])));
+        insta::assert_snapshot!(order(2, 3, 1).expect_err("too many"), @"config.json: `num_hidden_groups` is 3, expected at most num_hidden_layers 2; use the config.json that was saved with these weights");
+        insta::assert_snapshot!(order(600, 1, 2).expect_err("too many"), @"config.json: `inner_group_num` is 2, expected less than 1024 layers together with num_hidden_layers 600; use the config.json that was saved with these weights");
+    }
+
+    #[test]
     fn refusals_name_what_was_found_and_what_is_known() {
-        insta::assert_snapshot!(error(|c| c["model_type"] = json!("modernbert")), @"model family `modernbert` is not supported; this build knows: bert, roberta, xlm-roberta, distilbert, electra, mpnet, ernie");
+        insta::assert_snapshot!(error(|c| c["model_type"] = json!("llama")), @"model family `llama` is not supported; this build knows: bert, roberta, xlm-roberta, distilbert, electra, mpnet, ernie, albert");
         insta::assert_snapshot!(error(|c| c["architectures"] = json!(["BertForNextSentencePrediction"])), @"architecture `BertForNextSentencePrediction` is not supported; this build knows: BertForSequenceClassification, BertForTokenClassification, BertForQuestionAnswering, BertForMaskedLM, BertModel");
         insta::assert_snapshot!(error(|c| c["num_attention_heads"] = json!(3)), @"config.json: `num_attention_heads` is 3, expected a divisor of hidden_size 8; use the config.json that was saved with these weights");
         insta::assert_snapshot!(error(|c| c["hidden_size"] = json!(-1)), @"config.json: `hidden_size` is -1, expected an integer from 1 to 16777215; use the config.json that was saved with these weights");

@@ -176,7 +176,7 @@ fn through_layers(
     tokens: usize,
     reads: Reads,
 ) -> Spent {
-    let whole = || vec![tokens; model.layers.len() + 1];
+    let whole = || vec![tokens; model.stack().len() + 1];
     let lengths = schedule.map_or_else(whole, |s| s.lengths(tokens));
     let lengths: Vec<f64> = lengths.into_iter().map(|n| n as f64).collect();
     let ranked = |l: usize| schedule.filter(|s| s.layers[l].is_some()).map(|s| s.score);
@@ -200,9 +200,10 @@ fn through(
     reads: Reads,
 ) -> Spent {
     let each = |linear: &Linear| linear.weight.macs() as f64;
-    let last = model.layers.iter().rposition(|l| l.attention.is_some());
+    let stack: Vec<&Layer> = model.stack().into_iter().map(|l| &model.layers[l]).collect();
+    let last = stack.iter().rposition(|l| l.attention.is_some());
     let (mut linears, mut products, mut ffn) = (0.0, 0.0, 0.0);
-    for (l, (layer, lengths)) in model.layers.iter().zip(lengths.windows(2)).enumerate() {
+    for (l, (layer, lengths)) in stack.iter().zip(lengths.windows(2)).enumerate() {
         // Behind the last layer where tokens see each other.
         let alone = |l: usize| reads == Reads::First && last.is_none_or(|last| l > last);
         let n = if alone(l) { 1.0 } else { lengths[0] };

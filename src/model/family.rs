@@ -26,6 +26,23 @@ pub enum Pooling {
     Dense { dense: &'static str, activation: Activation, out: &'static str },
 }
 
+/// The linear layer between embedding tables and a residual stream of another width.
+#[derive(Debug, Clone, Copy)]
+pub enum Project {
+    /// Behind the LayerNorm of the tables, where the widths differ (ELECTRA).
+    WhereNarrow(&'static str),
+    /// Behind the LayerNorm of the tables, always; with the width where config.json has no `embedding_size` (ALBERT).
+    Always(&'static str, usize),
+}
+
+impl Project {
+    pub fn name(self) -> &'static str {
+        match self {
+            Project::WhereNarrow(name) | Project::Always(name, _) => name,
+        }
+    }
+}
+
 /// The masked-LM head: dense, activation, LayerNorm, then the (tied) word table and a bias.
 #[derive(Debug, Clone, Copy)]
 pub struct MaskedLmNames {
@@ -100,12 +117,14 @@ pub struct Family {
     /// ERNIE's task types, when config.json sets `use_task_id`; row 0 is added to every token.
     pub task_type: Option<&'static str>,
     pub embedding_norm: &'static str,
-    /// ELECTRA: from `embedding_size` to `hidden_size`, present when they differ.
-    pub project: Option<&'static str>,
+    /// From `embedding_size` to `hidden_size`.
+    pub project: Option<Project>,
     pub positions: Positions,
 
     /// Before the layer's number.
     pub layer: &'static str,
+    /// ALBERT: between the number of a group and that of a layer in it. The layers of a group are run again and again.
+    pub inner: Option<&'static str>,
     pub query: &'static str,
     pub key: &'static str,
     pub value: &'static str,
@@ -119,9 +138,24 @@ pub struct Family {
 
     /// `pad_token_id` when config.json has none, as in the family's configuration class.
     pub default_pad_id: u32,
+    /// Likewise.
+    pub default_activation: Activation,
     pub pooler: Option<&'static str>,
     pub classify: Pooling,
     pub masked_lm: MaskedLmNames,
+    /// What it has that only the forward pass knows: no gradient goes back through it, no pass cuts it, no target for other
+    /// software but `dense` carries it. `None`: nothing, everything runs on it.
+    pub feature: Option<&'static str>,
+}
+
+impl Family {
+    /// What the names of the tensors of layer `index` begin with, `inner` layers being a group.
+    pub fn layer_prefix(&self, index: usize, inner: usize) -> String {
+        match self.inner {
+            None => format!("{}{index}.", self.layer),
+            Some(name) => format!("{}{}{name}{}.", self.layer, index / inner, index % inner),
+        }
+    }
 }
 
 const BERT: Family = Family {
@@ -137,6 +171,7 @@ const BERT: Family = Family {
     project: None,
     positions: Positions::FromZero,
     layer: "encoder.layer.",
+    inner: None,
     query: "attention.self.query",
     key: "attention.self.key",
     value: "attention.self.value",
@@ -147,6 +182,7 @@ const BERT: Family = Family {
     ffn_norm: "output.LayerNorm",
     relative_bias: None,
     default_pad_id: 0,
+    default_activation: Activation::Gelu,
     pooler: Some("pooler.dense"),
     classify: Pooling::Pooler,
     masked_lm: MaskedLmNames {
@@ -156,6 +192,7 @@ const BERT: Family = Family {
         decoder: "cls.predictions.decoder",
         bias: &["cls.predictions.bias", "cls.predictions.decoder.bias"],
     },
+    feature: None,
 };
 
 const ROBERTA: Family = Family {
@@ -222,7 +259,7 @@ const ELECTRA: Family = Family {
     model_type: "electra",
     class: "Electra",
     prefix: "electra.",
-    project: Some("embeddings_project"),
+    project: Some(Project::WhereNarrow("embeddings_project")),
     pooler: None,
     classify: Pooling::Dense {
         dense: "classifier.dense",
@@ -262,8 +299,41 @@ const ERNIE: Family = Family {
     ..BERT
 };
 
+/// The LayerNorm behind the feed-forward block stands beside it, under a name that says otherwise.
+const ALBERT: Family = Family {
+    model_type: "albert",
+    class: "Albert",
+    prefix: "albert.",
+    project: Some(Project::Always("encoder.embedding_hidden_mapping_in", 128)),
+    layer: "encoder.albert_layer_groups.",
+    inner: Some(".albert_layers."),
+    query: "attention.query",
+    key: "attention.key",
+    value: "attention.value",
+    attention_output: "attention.dense",
+    attention_norm: "attention.LayerNorm",
+    up: "ffn",
+    down: "ffn_output",
+    ffn_norm: "full_layer_layer_norm",
+    default_activation: Activation::GeluTanh,
+    pooler: Some("pooler"),
+    masked_lm: MaskedLmNames {
+        dense: "predictions.dense",
+        norm: "predictions.LayerNorm",
+        activation: None,
+        decoder: "predictions.decoder",
+        bias: &["predictions.bias", "predictions.decoder.bias"],
+    },
+    feature: Some("layers that share their weights"),
+    ..BERT
+};
+
 /// Every family of this build.
-pub const ALL: &[Family] = &[BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, ELECTRA, MPNET, ERNIE];
+pub const ALL: &[Family] = &[BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, ELECTRA, MPNET, ERNIE, ALBERT];
+
+/// Those that gradients go back through and that can be cut.
+#[cfg(test)]
+pub const TRAINED: &[Family] = &[BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, ELECTRA, MPNET, ERNIE];
 
 /// The family that `model_type` names.
 pub fn find(model_type: &str) -> Option<&'static Family> {
@@ -284,6 +354,15 @@ mod tests {
         for family in ALL {
             assert_eq!(find(family.model_type).map(|f| f.class), Some(family.class));
         }
-        assert!(find("deberta-v2").is_none());
+        assert!(find("llama").is_none());
+    }
+
+    #[test]
+    fn families_without_a_feature_of_their_own_are_trained() {
+        let plain = ALL.iter().filter(|f| f.feature.is_none()).map(|f| f.model_type);
+        assert_eq!(
+            plain.collect::<Vec<_>>(),
+            TRAINED.iter().map(|f| f.model_type).collect::<Vec<_>>()
+        );
     }
 }

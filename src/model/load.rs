@@ -55,6 +55,14 @@ impl Model {
         embedding: Option<Head>,
     ) -> Result<Model> {
         let structure = Structure::read(&config)?;
+        if let (Some(feature), Some(_)) = (family.feature, &structure.tokens) {
+            return Err(Error::Config {
+                key: "compress.tokens".into(),
+                found: "a schedule".into(),
+                expected: format!("null: `{}` has {feature}", family.model_type),
+                advice: "use the config.json that was written with these weights",
+            });
+        }
         let prefixed = checkpoint.names().any(|n| n.starts_with(family.prefix));
         let prefix = if prefixed { family.prefix } else { "" };
         let latent = latent::found(checkpoint, family, prefix);
@@ -245,7 +253,15 @@ impl Reader<'_> {
     fn unused(&mut self, family: &Family) -> Result<Vec<Tensor>> {
         let mut known = vec![format!("{}embeddings.position_ids", self.prefix)];
         known.extend(
-            ["cls.", "lm_head.", "pooler.", "discriminator_predictions."].map(String::from),
+            [
+                "cls.",
+                "lm_head.",
+                "pooler.",
+                "discriminator_predictions.",
+                "predictions.",
+                "sop_classifier.",
+            ]
+            .map(String::from),
         );
         known.push(format!("{}pooler.", self.prefix));
         known.push(format!("{}task_type_embeddings.", self.prefix));
@@ -292,8 +308,8 @@ fn embeddings(reader: &mut Reader, family: &Family) -> Result<Embeddings> {
     };
     let word = format!("{prefix}{}", family.word);
     let project = match family.project {
-        Some(name) if config.projected => {
-            let name = format!("{prefix}{name}");
+        Some(project) if config.projected => {
+            let name = format!("{prefix}{}", project.name());
             Some(reader.linear(&name, [config.hidden, width], "embedding_size")?)
         }
         _ => None,
@@ -312,7 +328,8 @@ fn layer(reader: &mut Reader, family: &Family, index: usize) -> Result<Layer> {
     let structure = reader.structure;
     let (hidden, head_dim) = (reader.config.hidden, reader.config.head_dim);
     let keys = &family.keys;
-    let at = |name: &str| format!("{}{}{index}.{name}", reader.prefix, family.layer);
+    let layer = family.layer_prefix(index, reader.config.inner);
+    let at = |name: &str| format!("{}{layer}{name}", reader.prefix);
     let names = [family.query, family.key, family.value, family.attention_output].map(at);
     let [up, down] = [family.up, family.down].map(at);
     let [attention_norm, ffn_norm] = [family.attention_norm, family.ffn_norm].map(at);

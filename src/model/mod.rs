@@ -178,6 +178,14 @@ impl Model {
         tensors
     }
 
+    /// The layers that a text goes through, one after the other, by their place in `layers`.
+    pub fn stack(&self) -> Vec<usize> {
+        match &self.config.shared {
+            Some(stack) => stack.clone(),
+            None => (0..self.layers.len()).collect(),
+        }
+    }
+
     /// Every linear layer of the encoder and its head, in the order of computation.
     pub fn linears(&self) -> Vec<&Linear> {
         let mut linears: Vec<&Linear> = self.embeddings.project.iter().collect();

@@ -187,7 +187,9 @@ impl Model {
         if let Some(tokens) = &self.tokens {
             raw["compress"]["tokens"] = tokens.to_json();
         }
-        raw[self.family.keys.layers] = json!(config.layers);
+        if config.shared.is_none() {
+            raw[self.family.keys.layers] = json!(config.layers);
+        }
         if let Some(width) = self.uniform_ffn() {
             raw[self.family.keys.ffn] = json!(width);
         }
@@ -199,7 +201,8 @@ impl Model {
     pub fn compacted(&self) -> Model {
         let mut model = self.clone();
         let full = |l: &Layer| l.attention.is_some() || l.ffn.is_some();
-        if self.layers.iter().all(full) {
+        // Layers that are run again have their places in groups.
+        if self.layers.iter().all(full) || self.config.shared.is_some() {
             return model;
         }
         let prefix = self.family.layer;

@@ -32,9 +32,20 @@ pub const TASKS: [Task; 6] = [
     Task::Bare,
 ];
 
-/// Every family with every head.
+/// Every family that is trained with every head.
 pub fn every() -> impl Iterator<Item = (&'static str, Task)> {
-    family::ALL.iter().flat_map(|f| TASKS.map(|task| (f.model_type, task)))
+    family::TRAINED.iter().flat_map(|f| TASKS.map(|task| (f.model_type, task)))
+}
+
+/// Every family with every head that it has.
+pub fn each() -> impl Iterator<Item = (&'static str, Task)> {
+    every().chain(others())
+}
+
+/// Families with features that only the forward pass knows.
+pub fn others() -> impl Iterator<Item = (&'static str, Task)> {
+    let others = family::ALL.iter().filter(|f| f.feature.is_some());
+    others.flat_map(|f| TASKS.map(|task| (f.model_type, task)))
 }
 
 /// A checkpoint before it is written.
@@ -74,6 +85,7 @@ pub fn parts_of(family: &str, task: Task, seed: u64, hidden: usize) -> Parts {
         keys.hidden: hidden, keys.layers: LAYERS, keys.heads: HEADS, keys.ffn: FFN,
         keys.activation: "gelu", "vocab_size": VOCAB, "max_position_embeddings": POSITIONS,
         "embedding_size": embedding, "pad_token_id": 1, "use_task_id": family.task_type.is_some(),
+        "num_hidden_groups": 2,
         "id2label": {"0": "a", "1": "b", "2": "c"},
     });
     let encoder_alone = matches!(task, Task::Embedding | Task::Bare);
@@ -96,11 +108,12 @@ pub fn parts_of(family: &str, task: Task, seed: u64, hidden: usize) -> Parts {
         table(&mut make, name, 32, HEADS);
     }
     make.norm(&at(family.embedding_norm), embedding);
-    if let Some(name) = family.project {
-        make.linear(&at(name), hidden, embedding);
+    if let Some(project) = family.project {
+        make.linear(&at(project.name()), hidden, embedding);
     }
-    for layer in 0..LAYERS {
-        let at = |name: &str| format!("{prefix}{}{layer}.{name}", family.layer);
+    // ALBERT: two groups of one, the first for two steps.
+    for layer in 0..if family.inner.is_some() { 2 } else { LAYERS } {
+        let at = |name: &str| format!("{prefix}{}{name}", family.layer_prefix(layer, 1));
         for name in [family.query, family.key, family.value, family.attention_output] {
             make.linear(&at(name), hidden, hidden);
         }

@@ -120,6 +120,7 @@ pub(super) fn one(
     side_files: &SideFiles,
     options: &Options,
 ) -> Result<()> {
+    recipe::fits(step.name, step.pass.needs_plain_layers(), teacher)?;
     let model = &mut applied.model;
     let (words, texts) = match &applied.cut {
         Some(cut) => (&cut.teacher, &cut.texts),

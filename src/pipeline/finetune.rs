@@ -31,7 +31,16 @@ pub struct Finetune {
     pub freeze_embeddings: bool,
 }
 
+impl Finetune {
+    /// As [`Pass::needs_plain_layers`].
+    pub const DOES: &str = "trains no such layers";
+}
+
 impl Pass for Finetune {
+    fn needs_plain_layers(&self) -> Option<&'static str> {
+        Some(Finetune::DOES)
+    }
+
     fn check(&self) -> Result<()> {
         Ok(())
     }

@@ -7,8 +7,8 @@ use super::kernels::{self, Mat, MatMut, Panels, packed::Quantised};
 use super::lookup;
 use crate::Result;
 use crate::model::{
-    Activation, Activations, Attention, FeedForward, Head, Layer, Linear, Model, Norm, PoolMode,
-    TokenSchedule, Weight,
+    Activation, Activations, Attention, Config, FeedForward, Head, Layer, Linear, Model, Norm,
+    PoolMode, TokenSchedule, Weight,
 };
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -303,6 +303,11 @@ impl<'m> RunFeedForward<'m> {
 }
 
 impl<'m> RunLayer<'m> {
+    /// With every matrix as f32, of a model with this config.
+    pub fn new(layer: &'m Layer, config: &Config) -> Result<RunLayer<'m>> {
+        RunLayer::with(layer, config.activation, config.eps, Dense::new)
+    }
+
     fn with(
         layer: &'m Layer,
         activation: Activation,
@@ -369,6 +374,14 @@ impl<'m> Encoder<'m> {
             .map(|l| RunLayer::with(l, activation, eps, dense))
             .collect::<Result<_>>()?;
         Encoder::with(model, layers, run_head(model, dense)?)
+    }
+
+    /// As [`Model::stack`].
+    pub fn stack(&self) -> Vec<usize> {
+        match &self.model.config.shared {
+            Some(stack) => stack.clone(),
+            None => (0..self.layers.len()).collect(),
+        }
     }
 
     /// An encoder of nothing at all, to stand where another was taken from.

@@ -26,22 +26,40 @@ pub enum Site {
     Down,
 }
 
+impl Site {
+    /// Where the linear layer of this role in [`crate::model::Layer::linears`] stands.
+    ///
+    /// # Panics
+    /// If there is no such role.
+    pub fn of(role: &str) -> Site {
+        match role {
+            "query" | "key" | "value" => Site::QueryKeyValue,
+            "attention_output" => Site::AttentionOutput,
+            "up" => Site::Up,
+            "down" => Site::Down,
+            _ => panic!("no linear layer is a `{role}`"),
+        }
+    }
+}
+
 /// Sees what passes by in a forward pass. Every method does nothing unless overridden.
+///
+/// A `step` is one layer run; it is the layer's number but where layers are run again (ALBERT).
 pub trait Observer {
     /// The input of the linear layers at `site` of `layer`: `[tokens, in]`.
     fn linear_input(&mut self, _layer: usize, _site: Site, _x: &[f32]) {}
 
     /// Probabilities of one head (by its position among those left) of one text of the batch:
     /// `[tokens, tokens]` of that text.
-    fn attention(&mut self, _layer: usize, _head: usize, _text: usize, _probs: &[f32]) {}
+    fn attention(&mut self, _step: usize, _head: usize, _text: usize, _probs: &[f32]) {}
 
-    /// Hidden state `index`, `[tokens, hidden]`: 0 after the embeddings, `l + 1` after layer `l`.
+    /// Hidden state `index`, `[tokens, hidden]`: 0 after the embeddings, `s + 1` after step `s`.
     ///
-    /// Under a token schedule, of the tokens that entered layer `l`.
+    /// Under a token schedule, of the tokens that entered step `s`.
     fn hidden(&mut self, _index: usize, _x: &[f32]) {}
 
-    /// Of the tokens that entered `layer`, those at `kept` go on. Comes after the layer's hidden state.
-    fn kept(&mut self, _layer: usize, _kept: &[usize]) {}
+    /// Of the tokens that entered `step`, those at `kept` go on. Comes after its hidden state.
+    fn kept(&mut self, _step: usize, _kept: &[usize]) {}
 
     /// Whether it looks at all. Where nobody does, what no head reads is not computed.
     fn watches(&self) -> bool {
@@ -68,6 +86,7 @@ impl Observer for Everything {}
 /// Looks on for another, and ranks tokens by the way.
 struct Watch<'a, 'b> {
     observer: &'a mut dyn Observer,
+    step: usize,
     ranks: Option<Ranks<'b>>,
 }
 
@@ -76,8 +95,8 @@ impl Observer for Watch<'_, '_> {
         self.observer.linear_input(layer, site, x);
     }
 
-    fn attention(&mut self, layer: usize, head: usize, text: usize, probs: &[f32]) {
-        self.observer.attention(layer, head, text, probs);
+    fn attention(&mut self, _layer: usize, head: usize, text: usize, probs: &[f32]) {
+        self.observer.attention(self.step, head, text, probs);
         if let Some(ranks) = &mut self.ranks {
             ranks.add(text, probs);
         }
@@ -141,17 +160,18 @@ impl Encoder<'_> {
         let mut states = States::of(self.embed_under(batch, masks)?, batch);
         let mut frozen = (self.model.reads() == Reads::Every).then(|| Frozen::new(batch));
         observer.hidden(0, &states.x);
-        for (l, layer) in self.layers.iter().enumerate() {
-            let schedule = self.tokens.as_ref().filter(|s| s.layers[l].is_some());
-            let ranks = schedule.map(|s| Ranks::new(s, l, layer, &states.batch));
-            let mut watch = Watch { observer: &mut *observer, ranks };
+        for (step, l) in self.stack().into_iter().enumerate() {
+            let layer = &self.layers[l];
+            let schedule = self.tokens.as_ref().filter(|s| s.layers[step].is_some());
+            let ranks = schedule.map(|s| Ranks::new(s, step, layer, &states.batch));
+            let mut watch = Watch { observer: &mut *observer, step, ranks };
             let x = std::mem::take(&mut states.x);
             let x = self.layer(l, layer, x, &states.batch, masks, &mut watch);
             let kept = watch.ranks.map(|ranks| ranks.kept());
-            observer.hidden(l + 1, &x);
+            observer.hidden(step + 1, &x);
             states.x = x;
             if let Some(kept) = kept {
-                observer.kept(l, &kept);
+                observer.kept(step, &kept);
                 if let Some(frozen) = &mut frozen {
                     frozen.drop(&states.x, &kept);
                 }

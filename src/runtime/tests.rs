@@ -206,16 +206,16 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]
     fn masked_sliced_and_reread_models_agree_in_every_dtype(
-        family in 0..family::ALL.len(), task in prop::sample::select(&TASKS[..]),
+        family in 0..family::TRAINED.len(), task in prop::sample::select(&TASKS[..]),
         dtype in prop::sample::select(&[Dtype::F32, Dtype::F16, Dtype::BF16][..]), seed in 100..10_000u64,
     ) {
-        masked_is_cut_is_reread(family::ALL[family].model_type, task, dtype, seed);
+        masked_is_cut_is_reread(family::TRAINED[family].model_type, task, dtype, seed);
     }
 }
 
 #[test]
 fn all_heads_and_units_gone_still_adds_biases_and_normalises() {
-    for family in family::ALL {
+    for family in family::TRAINED {
         let model = tiny(family.model_type, Task::Bare, 5);
         let nothing = Kept { heads: vec![vec![]; LAYERS], units: vec![vec![]; LAYERS] };
         let batch = batch(6, &[3, 4]);
@@ -250,7 +250,7 @@ fn alone(batch: &Batch, text: usize) -> Batch {
 
 #[test]
 fn a_batch_says_what_its_texts_say_alone() {
-    for (i, (family, task)) in every().enumerate() {
+    for (i, (family, task)) in each().enumerate() {
         let mut parts = parts(family, task, 16);
         if task == Task::Embedding {
             parts.pooling = Some(["cls", "mean", "max"][i % 3]);
@@ -313,7 +313,7 @@ impl Observer for Log {
 
 #[test]
 fn observers_see_every_site_once_with_its_shape() {
-    for (i, family) in family::ALL.iter().enumerate() {
+    for (i, family) in family::TRAINED.iter().enumerate() {
         let model = cut(&tiny(family.model_type, Task::Bare, 20), &half(21 + i as u64));
         let batch = batch(22, &[6, 1, 3]);
         let encoder = Encoder::new(&model).expect("a model that runs");
@@ -452,7 +452,7 @@ fn packed_as(mut model: Model, kind: usize, rank: usize, activations: Activation
 #[test]
 fn packed_matrices_answer_as_the_matrices_they_stand_for() {
     let texts = batch(81, &[7, 1, 12, 4]);
-    for (i, (family, task)) in every().enumerate() {
+    for (i, (family, task)) in each().enumerate() {
         let (kind, rank) = (i % 6, [0, 3][i % 2]);
         let activations = [Activations::Int8, Activations::Int4][i / 4 % 2];
         let model = packed_as(parts(family, task, 82).open(), kind, rank, activations);

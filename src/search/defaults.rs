@@ -20,7 +20,8 @@ pub fn default_space(model: &Model) -> Result<String> {
     let words = dense(&model.embeddings.word);
     let task = model.config.task;
     let mut text = HEAD.to_string();
-    if layers {
+    let plain = model.family.feature.is_none();
+    if layers && plain {
         // Sentence embeddings lose several times what a classifier loses (docs/results.md).
         let sparsity = match task {
             Task::Embedding | Task::Bare | Task::MaskedLm => "0.1, 0.2, 0.3, 0.4",
@@ -37,7 +38,8 @@ pub fn default_space(model: &Model) -> Result<String> {
         // What says something of every token has nothing to drop.
         _ => None,
     };
-    if let Some(flops) = flops.filter(|_| model.tokens.is_none() && model.layers.len() > 1) {
+    if let Some(flops) = flops.filter(|_| plain && model.tokens.is_none() && model.layers.len() > 1)
+    {
         text += &format!(
             "\n[[step]]\npass = \"tokens\"\noptional = true\nmode = \"text\"\nflops = {{ choose = [{flops}] }}\n"
         );

@@ -1,6 +1,6 @@
 //! A folder that `trust_remote_code=True` loads: weights in their forms, and the Python that reads them.
 
-use super::unread;
+use super::{unread, unwritten};
 use crate::checkpoint::{Dtype, Tensor};
 use crate::model::family::{Activation, Positions};
 use crate::model::{Head, Linear, Model, Norm, Reads, Task, Weight};
@@ -14,7 +14,7 @@ pub const CODE: [(&str, &str); 2] = [
 
 /// What of `model` the code does not know.
 pub fn refusal(model: &Model) -> Option<String> {
-    unread(model)
+    unread(model).or_else(|| unwritten(model))
 }
 
 /// The tensors of `model` under the names of the code's modules, and its config.json.

@@ -13,7 +13,7 @@ mod tables;
 mod tests;
 mod tokens;
 
-use super::unread;
+use super::{unread, unwritten};
 use crate::checkpoint::{OutputFolder, WrittenFile};
 use crate::model::{Linear, Model, Weight};
 use crate::{Error, Result};
@@ -96,7 +96,7 @@ impl SignPlanes {
 
 /// What of `model` a graph of ours cannot say.
 pub fn refusal(model: &Model) -> Option<String> {
-    unread(model)
+    unread(model).or_else(|| unwritten(model))
 }
 
 /// Where hubs look for it.

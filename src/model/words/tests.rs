@@ -17,7 +17,7 @@ fn renamed(batch: &Batch, keep: &[u32]) -> Batch {
 
 #[test]
 fn every_model_answers_as_before_on_what_is_left() {
-    for (i, (family, task)) in every().enumerate() {
+    for (i, (family, task)) in each().enumerate() {
         let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16][i % 3];
         let model = parts(family, task, 7).stored_as(dtype).open();
         let keep: Vec<u32> = (0..VOCAB as u32).filter(|id| id % 3 < 2).collect();

@@ -60,20 +60,21 @@ impl Encoder<'_> {
         }
     }
 
-    /// The last layer where tokens see each other.
+    /// The last step where tokens see each other.
     fn last_attention(&self) -> Option<usize> {
-        self.layers.iter().rposition(|l| l.attention.is_some())
+        self.stack().into_iter().rposition(|l| self.layers[l].attention.is_some())
     }
 
-    /// Goes through the layers of `range`. `states` are those before it, of what is left by then.
+    /// Goes through the steps of `range`. `states` are those before it, of what is left by then.
     fn through<'b>(
         &self,
         range: std::ops::Range<usize>,
         mut states: States<'b>,
         mut frozen: Option<&mut Frozen>,
     ) -> States<'b> {
+        let stack = self.stack();
         for l in range {
-            let layer = &self.layers[l];
+            let layer = &self.layers[stack[l]];
             let leaves = self.leaves(l);
             match (leaves, &mut frozen) {
                 (Leaves::All, _) => {
@@ -108,7 +109,7 @@ impl Encoder<'_> {
         if reads == Reads::First && self.last_attention().is_none() {
             states = states.select(batch.firsts());
         }
-        let layers = layer..self.layers.len();
+        let layers = layer..self.stack().len();
         if reads != Reads::Every || self.tokens.is_none() {
             return self.through(layers, states, None);
         }

@@ -75,6 +75,21 @@ fn a_batch_of_several_groups_answers_as_its_texts() {
     }
 }
 
+#[test]
+fn other_families_answer_fast_as_plainly() {
+    for (i, (family, task)) in others().enumerate() {
+        let model = tiny(family, task, 40 + i as u64);
+        let batch = texts(41 + i as u64);
+        for encoder in [Encoder::new(&model), Encoder::packed(&model)] {
+            let encoder = encoder.expect("a model that runs");
+            let plain = values(&encoder, &batch, &mut Everything);
+            let fast = values(&encoder, &batch, &mut NoObserver);
+            let off = distance(&fast, &plain);
+            assert!(off < 1e-5, "{family} {task:?}: {off}");
+        }
+    }
+}
+
 /// Nothing is removed: tokens that are dropped stay where they are, and no other token sees them. Scores are
 /// means over the tokens that are left. Returns the last states, and which of them are left.
 fn masked(encoder: &Encoder, schedule: &TokenSchedule, batch: &Batch) -> (Vec<f32>, Vec<bool>) {
