@@ -329,6 +329,7 @@ impl Observer for Inputs<'_> {
             Site::AttentionOutput => Place::AttentionOutput,
             Site::Up => Place::Up,
             Site::Down => Place::Down,
+            Site::Distances => return,
         };
         let tokens = self.weights.tokens(self.batch, layer, place);
         let width = x.len().checked_div(tokens).unwrap_or(0);

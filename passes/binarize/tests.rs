@@ -451,6 +451,7 @@ impl Observer for Inputs {
             Site::AttentionOutput => Place::AttentionOutput,
             Site::Up => Place::Up,
             Site::Down => Place::Down,
+            Site::Distances => unreachable!("of DeBERTa"),
         };
         let moments = self.moments.entry((layer, site)).or_insert_with(|| Moments::new(width, 0));
         moments.add(&self.weights.apply(self.batch, layer, place, x), &[]);

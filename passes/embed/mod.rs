@@ -220,6 +220,14 @@ impl Pass for Embed {
     }
 
     fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {
+        if self.positions == Positions::F16 && model.embeddings.position.is_none() {
+            return Err(Error::Option {
+                pass: "embed",
+                option: "positions",
+                found: "f16, of a model without a table of positions".into(),
+                expected: "none".into(),
+            });
+        }
         self.check()?;
         let before = model.embeddings.word.clone();
         let tensor = before.dense()?;
@@ -287,8 +295,7 @@ impl Pass for Embed {
         work.changes.push(Change::new(&change(&before), &change(&after), Some(errors.uniform)));
         model.embeddings.word = after;
         model.drop_tied_copy();
-        if self.positions == Positions::F16 {
-            let position = &mut model.embeddings.position;
+        if let (Positions::F16, Some(position)) = (self.positions, &mut model.embeddings.position) {
             let before = Weight::Dense(position.clone());
             let after = before.to_f16()?;
             work.changes.push(Change::new(&change(&before), &change(&after), None));

@@ -3,8 +3,10 @@
 use super::price::Price;
 use crate::Result;
 use crate::eval::latency;
-use crate::model::{Activation, Activations, FeedForward, Model};
-use crate::runtime::{Batch, Dense, Encoder, NoObserver, RunAttention, RunFeedForward, RunNorm};
+use crate::model::{Activation, Activations, FeedForward, Model, NormKind};
+use crate::runtime::{
+    Batch, Dense, Encoder, NoObserver, RunAttention, RunFeedForward, RunNorm, RunPositions,
+};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -109,12 +111,19 @@ fn attention<'a>(model: &Model, heads: &'a [usize], width: usize) -> RunAttentio
         heads: std::borrow::Cow::Borrowed(heads),
         head_dim: model.config.head_dim,
         binary: None,
+        positions: RunPositions::default(),
     }
 }
 
 fn ffn(activation: Activation, eps: f32, units: usize, width: usize) -> RunFeedForward<'static> {
     let norm = norm(width, eps);
-    RunFeedForward { up: dense(units, width), down: dense(width, units), norm, activation }
+    RunFeedForward {
+        up: dense(units, width),
+        gate: None,
+        down: dense(width, units),
+        norm,
+        activation,
+    }
 }
 
 fn dense(out: usize, input: usize) -> Dense<'static> {
@@ -135,7 +144,12 @@ fn dense(out: usize, input: usize) -> Dense<'static> {
 }
 
 fn norm(width: usize, eps: f32) -> RunNorm<'static> {
-    RunNorm { weight: vec![1.0; width].into(), bias: vec![0.0; width].into(), eps }
+    RunNorm {
+        weight: vec![1.0; width].into(),
+        bias: vec![0.0; width].into(),
+        eps,
+        kind: Some(NormKind::Behind),
+    }
 }
 
 /// Numbers in (-1, 1) that are no zeros: how long a product takes does not depend on more.

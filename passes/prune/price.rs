@@ -164,7 +164,7 @@ impl Price {
     pub fn params(model: &Model) -> Price {
         let dim = model.config.head_dim as f64;
         let e = &model.embeddings;
-        let tables = [Some(&e.position), e.token_type.as_ref(), e.task_type.as_ref()];
+        let tables = [e.position.as_ref(), e.token_type.as_ref(), e.task_type.as_ref()];
         let rows: usize = tables.into_iter().flatten().map(|t| t.shape[0]).sum();
         let mut rest = embedding_wide(model, (e.word.rows() + rows + 2) as f64); // 2: the LayerNorm
         if let Some(project) = &e.project {

@@ -1,7 +1,7 @@
 //! Refitting what is left.
 
 use super::Kept;
-use super::scores::{Input, unit_moments};
+use super::scores::{Input, NORM, unit_moments};
 use crate::Result;
 use crate::checkpoint::Tensor;
 use crate::data::Calibration;
@@ -138,7 +138,7 @@ pub fn bias(teacher: &Model, model: &mut Model, kept: &[Kept]) -> Result<()> {
         if kept.units.len() == old.units() {
             continue;
         }
-        let input = Input::of(&attention.norm, hidden)?;
+        let input = Input::of(attention.norm.as_ref().expect(NORM), hidden)?;
         let moments = unit_moments(old, &input, model.config.activation)?;
         let gone: Vec<usize> =
             (0..old.units()).filter(|u| kept.units.binary_search(u).is_err()).collect();

@@ -97,7 +97,7 @@ pub fn from_weights(model: &Model) -> Result<Scores> {
             None => Vec::new(),
             Some(attention) => {
                 let scores = heads_from_weights(attention, &input)?;
-                norm = &attention.norm;
+                norm = attention.norm.as_ref().expect(NORM);
                 input = Input::of(norm, model.config.hidden)?;
                 scores
             }
@@ -115,6 +115,9 @@ pub fn from_weights(model: &Model) -> Result<Scores> {
     Ok(scores)
 }
 
+/// Families without are not cut.
+pub const NORM: &str = "every block has its LayerNorm, with a bias";
+
 /// What is known of a block's input without text.
 pub struct Input {
     mean: Vec<f32>,
@@ -127,7 +130,7 @@ impl Input {
             return Ok(Input { mean: vec![0.0; hidden], variance: vec![1.0; hidden] });
         }
         let variance = norm.weight.to_f32()?.iter().map(|g| g * g).collect();
-        Ok(Input { mean: norm.bias.to_f32()?.into_owned(), variance })
+        Ok(Input { mean: norm.bias.as_ref().expect(NORM).to_f32()?.into_owned(), variance })
     }
 
     /// Σ of the variance: the scale that contributions are relative to.

@@ -42,7 +42,9 @@ fn answers_stay_near_what_they_were() {
         let expected = answers(&model, &texts, None);
         let size = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
         // Half a step of 64, and of 255 for inputs, through three layers; f16 has 11 bits.
-        for (form, most) in [(Form::Int8, 0.1), (Form::F16, 5e-3)] {
+        // Products of two rounded numbers are off by both.
+        let gated = model.layers[0].ffn.as_ref().is_some_and(|f| f.gate.is_some());
+        for (form, most) in [(Form::Int8, if gated { 0.15 } else { 0.1 }), (Form::F16, 5e-3)] {
             let (after, work) = quantized(&model, &Quantize { form, embeddings: form, head: form });
             let found = answers(&after, &texts, None);
             let pairs = found.iter().zip(&expected);

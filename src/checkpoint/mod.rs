@@ -75,6 +75,11 @@ impl Checkpoint {
         self.tensors.remove(name)
     }
 
+    /// Adds a tensor, in the place of one of its name.
+    pub fn put(&mut self, tensor: Tensor) {
+        self.tensors.insert(tensor.name.clone(), tensor);
+    }
+
     /// Names in byte order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)

@@ -213,6 +213,53 @@ impl Tensor {
         self
     }
 
+    /// The rows of `range`, as a tensor of this name: a view where this is one.
+    ///
+    /// # Panics
+    /// If there are no such rows, or they end inside a byte.
+    pub fn rows(&self, name: impl Into<String>, rows: Range<usize>) -> Tensor {
+        let size = self.bytes().len() / self.shape[0].max(1);
+        let mut shape = self.shape.clone();
+        shape[0] = rows.len();
+        let part = rows.start * size..rows.end * size;
+        let data = match &self.data {
+            Data::Mapped { map, range } => {
+                let range = range.start + part.start..range.start + part.end;
+                Data::Mapped { map: map.clone(), range }
+            }
+            Data::Owned(bytes) => Data::Owned(bytes[part].into()),
+        };
+        Tensor { name: name.into(), dtype: self.dtype, shape, data }.checked()
+    }
+
+    /// The rows of all `parts`, one below the other; `None` where their types or widths differ. A view where they are
+    /// views that follow each other.
+    pub fn joined(name: impl Into<String>, parts: &[&Tensor]) -> Option<Tensor> {
+        let first = *parts.first()?;
+        let like = |t: &&&Tensor| t.dtype == first.dtype && t.shape[1..] == first.shape[1..];
+        if parts.iter().filter(like).count() < parts.len() {
+            return None;
+        }
+        let mut shape = first.shape.clone();
+        shape[0] = parts.iter().map(|t| t.shape[0]).sum();
+        let mut view = Some(first.data.clone());
+        for part in &parts[1..] {
+            view = match (view, &part.data) {
+                (Some(Data::Mapped { map, range }), Data::Mapped { map: other, range: next })
+                    if Arc::ptr_eq(&map, other) && range.end == next.start =>
+                {
+                    Some(Data::Mapped { map, range: range.start..next.end })
+                }
+                _ => None,
+            };
+        }
+        let data = view.unwrap_or_else(|| {
+            let bytes: Vec<u8> = parts.iter().flat_map(|t| t.bytes()).copied().collect();
+            Data::Owned(bytes.into())
+        });
+        Some(Tensor { name: name.into(), dtype: first.dtype, shape, data }.checked())
+    }
+
     pub fn bytes(&self) -> &[u8] {
         match &self.data {
             Data::Mapped { map, range } => &map[range.clone()],

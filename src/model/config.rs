@@ -1,6 +1,8 @@
 //! config.json, parsed into what the encoder needs.
 
+use super::Features;
 use super::family::{self, Activation, Family, Project};
+use super::features::{activation, number_or_zero};
 use crate::{Error, Result};
 use serde_json::Value;
 
@@ -29,6 +31,15 @@ impl Task {
             Task::Bare => "bare encoder",
         }
     }
+
+    pub const ALL: [Task; 6] = [
+        Task::SequenceClassification,
+        Task::TokenClassification,
+        Task::QuestionAnswering,
+        Task::MaskedLm,
+        Task::Embedding,
+        Task::Bare,
+    ];
 
     const BY_SUFFIX: &[(&'static str, Task)] = &[
         ("ForSequenceClassification", Task::SequenceClassification),
@@ -69,6 +80,7 @@ pub struct Config {
     pub activation: Activation,
     pub pad_id: u32,
     pub tied: bool,
+    pub features: Features,
     pub task: Task,
     /// Class names by id; empty when config.json names none.
     pub labels: Vec<String>,
@@ -151,24 +163,13 @@ impl Config {
         if whole % heads != 0 {
             return Err(config(keys.heads, heads, format!("a divisor of {} {whole}", keys.hidden)));
         }
-        let activation = match object.get(keys.activation) {
-            None => family.default_activation,
-            Some(value) => {
-                let name = value.as_str().unwrap_or_default();
-                Activation::from_name(name).ok_or_else(|| Error::Unsupported {
-                    what: "activation",
-                    found: value.to_string().trim_matches('"').into(),
-                    known: "gelu, gelu_new, gelu_pytorch_tanh, relu, silu, tanh".into(),
-                })?
-            }
-        };
-        let eps = match object.get("layer_norm_eps") {
-            // The default of every family's configuration class.
-            None => 1e-12,
+        let activation = activation(&raw, keys.activation, family.default_activation)?;
+        let eps = match object.get(keys.eps) {
+            None => family.default_eps,
             Some(value) => value
                 .as_f64()
                 .filter(|e| (0.0..1.0).contains(e))
-                .ok_or_else(|| config("layer_norm_eps", value, "a number in [0, 1)"))?,
+                .ok_or_else(|| config(keys.eps, value, "a number in [0, 1)"))?,
         };
         let use_task = object.get("use_task_id").and_then(Value::as_bool) == Some(true);
         let task_types = match family.task_type {
@@ -203,6 +204,7 @@ impl Config {
             }
             None => (None, 1),
         };
+        let features = Features::parse(&raw, family, depth, whole / heads)?;
         let config = Config {
             hidden,
             pooled: whole,
@@ -213,9 +215,10 @@ impl Config {
             head_dim: whole / heads,
             ffn: number(&raw, keys.ffn)?,
             vocab: number(&raw, "vocab_size")?,
-            max_positions: number_or(&raw, "max_position_embeddings", 512)?,
+            max_positions: number_or(&raw, "max_position_embeddings", family.default_positions)?,
             token_types: match family.token_type {
-                Some(_) => number_or(&raw, "type_vocab_size", 2)?,
+                Some(_) if family.default_types == 0 => number_or_zero(&raw, "type_vocab_size")?,
+                Some(_) => number_or(&raw, "type_vocab_size", family.default_types)?,
                 None => 0,
             },
             task_types,
@@ -232,6 +235,7 @@ impl Config {
                     as u32,
             },
             tied: raw.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(true),
+            features,
             task: task(&raw, family)?,
             labels,
             regression,
@@ -276,7 +280,8 @@ fn stack(raw: &Value, depth: usize, key: &str) -> Result<(Vec<usize>, usize)> {
 
 fn task(raw: &Value, family: &Family) -> Result<Task> {
     let known = || {
-        let names = Task::BY_SUFFIX.iter().map(|(suffix, _)| format!("{}{suffix}", family.class));
+        let tasks = Task::BY_SUFFIX.iter().filter(|(_, task)| family.tasks.contains(task));
+        let names = tasks.map(|(suffix, _)| format!("{}{suffix}", family.class));
         names.collect::<Vec<_>>().join(", ")
     };
     let found = match raw.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str) {
@@ -298,6 +303,7 @@ fn task(raw: &Value, family: &Family) -> Result<Task> {
     suffix
         .and_then(|s| Task::BY_SUFFIX.iter().find(|(known, _)| *known == s))
         .map(|&(_, task)| task)
+        .filter(|task| family.tasks.contains(task))
         .ok_or_else(|| Error::Unsupported {
             what: "architecture",
             found: found.into(),
@@ -330,7 +336,7 @@ fn number_below(raw: &Value, key: &str, limit: u64) -> Result<usize> {
     }
 }
 
-fn number_or(raw: &Value, key: &str, default: usize) -> Result<usize> {
+pub(super) fn number_or(raw: &Value, key: &str, default: usize) -> Result<usize> {
     if raw.get(key).is_none_or(Value::is_null) { Ok(default) } else { number(raw, key) }
 }
 
@@ -345,7 +351,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-fn config(key: &str, found: impl ToString, expected: impl ToString) -> Error {
+pub(super) fn config(key: &str, found: impl ToString, expected: impl ToString) -> Error {
     Error::Config {
         key: key.into(),
         found: found.to_string(),
@@ -400,7 +406,7 @@ mod tests {
 
     #[test]
     fn refusals_name_what_was_found_and_what_is_known() {
-        insta::assert_snapshot!(error(|c| c["model_type"] = json!("llama")), @"model family `llama` is not supported; this build knows: bert, roberta, xlm-roberta, distilbert, electra, mpnet, ernie, albert");
+        insta::assert_snapshot!(error(|c| c["model_type"] = json!("llama")), @"model family `llama` is not supported; this build knows: bert, roberta, xlm-roberta, distilbert, electra, mpnet, ernie, albert, modernbert, deberta-v2");
         insta::assert_snapshot!(error(|c| c["architectures"] = json!(["BertForNextSentencePrediction"])), @"architecture `BertForNextSentencePrediction` is not supported; this build knows: BertForSequenceClassification, BertForTokenClassification, BertForQuestionAnswering, BertForMaskedLM, BertModel");
         insta::assert_snapshot!(error(|c| c["num_attention_heads"] = json!(3)), @"config.json: `num_attention_heads` is 3, expected a divisor of hidden_size 8; use the config.json that was saved with these weights");
         insta::assert_snapshot!(error(|c| c["hidden_size"] = json!(-1)), @"config.json: `hidden_size` is -1, expected an integer from 1 to 16777215; use the config.json that was saved with these weights");

@@ -31,20 +31,27 @@ impl Cost {
         for layer in &model.layers {
             if let Some(a) = &layer.attention {
                 let linears = [&a.query, &a.key, &a.value, &a.output];
-                let tensors = linears.iter().flat_map(|l| l.tensors()).chain(a.norm.tensors());
-                let params = linears.iter().map(|l| l.params()).sum::<usize>() + a.norm.params();
+                let linears = || linears.into_iter().chain(a.of_distances.iter().flatten());
+                let norms = || a.norm.iter();
+                let tensors =
+                    linears().flat_map(|l| l.tensors()).chain(norms().flat_map(Norm::tensors));
+                let params = linears().map(|l| l.params()).chain(norms().map(Norm::params)).sum();
                 add(&mut attention, part(tensors.collect(), params));
                 if let Some(binary) = &a.binary {
                     add(&mut attention, part(binary.tensors(), binary.params()));
                 }
             }
             if let Some(f) = &layer.ffn {
-                let tensors = [f.up.tensors(), f.down.tensors(), f.norm.tensors()].concat();
-                let params = f.up.params() + f.down.params() + f.norm.params();
+                let linears = || [&f.up, &f.down].into_iter().chain(&f.gate);
+                let tensors = linears().flat_map(|l| l.tensors()).chain(f.norm.tensors()).collect();
+                let params = linears().map(|l| l.params()).sum::<usize>() + f.norm.params();
                 add(&mut ffn, part(tensors, params));
             }
         }
-        let bias: Vec<Tensor> = model.relative_bias.iter().cloned().collect();
+        let mut bias: Vec<Tensor> = model.relative_bias.iter().cloned().collect();
+        bias.extend(model.distances.iter().map(|(table, _)| table.clone()));
+        let norms = model.distances.iter().flat_map(|(_, norm)| norm);
+        bias.extend(norms.chain(&model.final_norm).flat_map(Norm::tensors));
         let params = bias.iter().map(Tensor::numel).sum();
         add(&mut attention, part(bias, params));
         let head = part(model.head.tensors(), model.head.params());
@@ -69,8 +76,7 @@ fn add(sum: &mut Part, part: Part) {
 fn embedding_tensors(model: &Model) -> Vec<Tensor> {
     let e = &model.embeddings;
     let mut tensors = e.word.tensors();
-    tensors.push(e.position.clone());
-    tensors.extend(e.token_type.iter().chain(&e.task_type).cloned());
+    tensors.extend(e.position.iter().chain(&e.token_type).chain(&e.task_type).cloned());
     tensors.extend(e.norm.tensors());
     tensors.extend(e.project.iter().flat_map(Linear::tensors));
     tensors
@@ -78,9 +84,10 @@ fn embedding_tensors(model: &Model) -> Vec<Tensor> {
 
 fn embedding_params(model: &Model) -> usize {
     let e = &model.embeddings;
-    let tables = e.token_type.iter().chain(&e.task_type).map(Tensor::numel).sum::<usize>();
+    let tables = e.position.iter().chain(&e.token_type).chain(&e.task_type);
+    let tables = tables.map(Tensor::numel).sum::<usize>();
     let project = e.project.as_ref().map_or(0, Linear::params);
-    e.word.params() + e.position.numel() + tables + e.norm.params() + project
+    e.word.params() + tables + e.norm.params() + project
 }
 
 /// Weights and biases of the linear layers of one layer: what `prune` counts sparsity in (CoFi §3.1,
@@ -215,7 +222,8 @@ fn through(
             _ => lengths[1],
         };
         if let Some(a) = &layer.attention {
-            let square = |rows: f64| rows * n * (a.heads.len() * a.head_dim) as f64;
+            let width = (a.heads.len() * a.head_dim) as f64;
+            let square = |rows: f64| rows * n * width;
             let estimators = a.binary.iter().flat_map(|b| &b.estimators).flat_map(|e| e.linears());
             linears += n * estimators.map(each).sum::<f64>();
             linears += n * (each(&a.key) + each(&a.value)) + m * each(&a.output);
@@ -229,9 +237,15 @@ fn through(
             };
             linears += queries * each(&a.query);
             products += square(queries);
+            // What is made of distances is made once; each text meets those that it has.
+            if let Some(d) = &model.config.features.distances {
+                let rows = (2.0 * n - 1.0).min(2.0 * d.span() as f64);
+                let (c2p, p2c) = (f64::from(u8::from(d.c2p)), f64::from(u8::from(d.p2c)));
+                products += rows * width * (c2p * queries + p2c * n);
+            }
         }
         if let Some(f) = &layer.ffn {
-            ffn += m * (each(&f.up) + each(&f.down));
+            ffn += m * (each(&f.up) + f.gate.as_ref().map_or(0.0, each) + each(&f.down));
         }
     }
     [linears, products, ffn]

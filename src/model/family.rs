@@ -4,6 +4,8 @@
 //! its quirks as named options. The one encoder in `runtime` runs them all. To add a family, add a
 //! row; if a row cannot say what the family does, the missing feature belongs into these types.
 
+use super::Task;
+
 /// How token positions become rows of the position table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Positions {
@@ -24,6 +26,17 @@ pub enum Pooling {
     Pooler,
     /// A dense layer of the head with this activation, then the output layer.
     Dense { dense: &'static str, activation: Activation, out: &'static str },
+    /// Likewise, with a LayerNorm behind the activation (ModernBERT).
+    Normed { dense: &'static str, norm: &'static str, out: &'static str },
+}
+
+/// DeBERTa's distances: a table, its LayerNorm, and the matrices of layers that do not share those of words.
+#[derive(Debug, Clone, Copy)]
+pub struct DistanceNames {
+    pub table: &'static str,
+    pub norm: &'static str,
+    pub key: &'static str,
+    pub query: &'static str,
 }
 
 /// The linear layer between embedding tables and a residual stream of another width.
@@ -90,6 +103,7 @@ pub struct Keys {
     pub heads: &'static str,
     pub ffn: &'static str,
     pub activation: &'static str,
+    pub eps: &'static str,
 }
 
 const BERT_KEYS: Keys = Keys {
@@ -98,6 +112,7 @@ const BERT_KEYS: Keys = Keys {
     heads: "num_attention_heads",
     ffn: "intermediate_size",
     activation: "hidden_act",
+    eps: "layer_norm_eps",
 };
 
 /// One family of encoders: post-LayerNorm transformers that differ in names and quirks.
@@ -112,7 +127,7 @@ pub struct Family {
     pub keys: Keys,
 
     pub word: &'static str,
-    pub position: &'static str,
+    pub position: Option<&'static str>,
     pub token_type: Option<&'static str>,
     /// ERNIE's task types, when config.json sets `use_task_id`; row 0 is added to every token.
     pub task_type: Option<&'static str>,
@@ -135,14 +150,33 @@ pub struct Family {
     pub ffn_norm: &'static str,
     /// MPNet's bias on attention scores by bucketed distance, `[32, heads]`, shared by all layers.
     pub relative_bias: Option<&'static str>,
+    /// LayerNorms stand before their blocks, and this one behind the last (ModernBERT). Its first layer has none before
+    /// attention.
+    pub final_norm: Option<&'static str>,
+    /// The matrix that query, key and value are stored in, one below the other.
+    pub joined_attention: Option<&'static str>,
+    /// What the units are multiplied by.
+    pub gate: Option<&'static str>,
+    /// The matrix that `up` and `gate` are stored in.
+    pub joined_ffn: Option<&'static str>,
+    /// Positions turn queries and keys, and layers may see a window alone (ModernBERT).
+    pub rotary: bool,
+    pub distances: Option<DistanceNames>,
 
     /// `pad_token_id` when config.json has none, as in the family's configuration class.
     pub default_pad_id: u32,
     /// Likewise.
     pub default_activation: Activation,
+    pub default_eps: f64,
+    pub default_positions: usize,
+    pub default_types: usize,
     pub pooler: Option<&'static str>,
     pub classify: Pooling,
+    /// The key of the activation behind the head's dense layer, where config.json names it; gelu by default.
+    pub head_activation: Option<&'static str>,
     pub masked_lm: MaskedLmNames,
+    /// The heads that this build knows.
+    pub tasks: &'static [Task],
     /// What it has that only the forward pass knows: no gradient goes back through it, no pass cuts it, no target for other
     /// software but `dense` carries it. `None`: nothing, everything runs on it.
     pub feature: Option<&'static str>,
@@ -164,7 +198,7 @@ const BERT: Family = Family {
     prefix: "bert.",
     keys: BERT_KEYS,
     word: "embeddings.word_embeddings",
-    position: "embeddings.position_embeddings",
+    position: Some("embeddings.position_embeddings"),
     token_type: Some("embeddings.token_type_embeddings"),
     task_type: None,
     embedding_norm: "embeddings.LayerNorm",
@@ -181,10 +215,20 @@ const BERT: Family = Family {
     down: "output.dense",
     ffn_norm: "output.LayerNorm",
     relative_bias: None,
+    final_norm: None,
+    joined_attention: None,
+    gate: None,
+    joined_ffn: None,
+    rotary: false,
+    distances: None,
     default_pad_id: 0,
     default_activation: Activation::Gelu,
+    default_eps: 1e-12,
+    default_positions: 512,
+    default_types: 2,
     pooler: Some("pooler.dense"),
     classify: Pooling::Pooler,
+    head_activation: None,
     masked_lm: MaskedLmNames {
         dense: "cls.predictions.transform.dense",
         norm: "cls.predictions.transform.LayerNorm",
@@ -192,6 +236,7 @@ const BERT: Family = Family {
         decoder: "cls.predictions.decoder",
         bias: &["cls.predictions.bias", "cls.predictions.decoder.bias"],
     },
+    tasks: &Task::ALL,
     feature: None,
 };
 
@@ -228,6 +273,7 @@ const DISTILBERT: Family = Family {
         heads: "n_heads",
         ffn: "hidden_dim",
         activation: "activation",
+        eps: "layer_norm_eps",
     },
     token_type: None,
     layer: "transformer.layer.",
@@ -328,8 +374,88 @@ const ALBERT: Family = Family {
     ..BERT
 };
 
+/// Its three matrices of attention, and the two that its units are made of, are stored as one each.
+const MODERNBERT: Family = Family {
+    model_type: "modernbert",
+    class: "ModernBert",
+    prefix: "model.",
+    keys: Keys { activation: "hidden_activation", eps: "norm_eps", ..BERT_KEYS },
+    word: "embeddings.tok_embeddings",
+    position: None,
+    token_type: None,
+    embedding_norm: "embeddings.norm",
+    layer: "layers.",
+    query: "attn.Wqkv.query",
+    key: "attn.Wqkv.key",
+    value: "attn.Wqkv.value",
+    joined_attention: Some("attn.Wqkv"),
+    attention_output: "attn.Wo",
+    attention_norm: "attn_norm",
+    up: "mlp.Wi.up",
+    gate: Some("mlp.Wi.gate"),
+    joined_ffn: Some("mlp.Wi"),
+    down: "mlp.Wo",
+    ffn_norm: "mlp_norm",
+    final_norm: Some("final_norm"),
+    rotary: true,
+    default_pad_id: 50283,
+    default_eps: 1e-5,
+    default_positions: 8192,
+    pooler: None,
+    classify: Pooling::Normed { dense: "head.dense", norm: "head.norm", out: "classifier" },
+    head_activation: Some("classifier_activation"),
+    masked_lm: MaskedLmNames {
+        dense: "head.dense",
+        norm: "head.norm",
+        activation: None,
+        decoder: "decoder",
+        bias: &["decoder.bias"],
+    },
+    tasks: &[Task::SequenceClassification, Task::MaskedLm, Task::Embedding, Task::Bare],
+    feature: Some("rotary positions and gated units"),
+    ..BERT
+};
+
+/// Version 3 has the same code.
+const DEBERTA_V2: Family = Family {
+    model_type: "deberta-v2",
+    class: "DebertaV2",
+    prefix: "deberta.",
+    query: "attention.self.query_proj",
+    key: "attention.self.key_proj",
+    value: "attention.self.value_proj",
+    distances: Some(DistanceNames {
+        table: "encoder.rel_embeddings",
+        norm: "encoder.LayerNorm",
+        key: "attention.self.pos_key_proj",
+        query: "attention.self.pos_query_proj",
+    }),
+    default_eps: 1e-7,
+    default_types: 0,
+    pooler: None,
+    classify: Pooling::Dense {
+        dense: "pooler.dense",
+        activation: Activation::Gelu,
+        out: "classifier",
+    },
+    head_activation: Some("pooler_hidden_act"),
+    feature: Some("disentangled attention"),
+    ..BERT
+};
+
 /// Every family of this build.
-pub const ALL: &[Family] = &[BERT, ROBERTA, XLM_ROBERTA, DISTILBERT, ELECTRA, MPNET, ERNIE, ALBERT];
+pub const ALL: &[Family] = &[
+    BERT,
+    ROBERTA,
+    XLM_ROBERTA,
+    DISTILBERT,
+    ELECTRA,
+    MPNET,
+    ERNIE,
+    ALBERT,
+    MODERNBERT,
+    DEBERTA_V2,
+];
 
 /// Those that gradients go back through and that can be cut.
 #[cfg(test)]

@@ -14,6 +14,10 @@ pub enum Head {
         /// Of BiPFT's pooler.
         norm: Option<Norm>,
         activation: Activation,
+        /// ModernBERT: behind the activation.
+        last: Option<Norm>,
+        /// Whether all tokens' mean stands in the place of the first's state (ModernBERT).
+        mean: bool,
         out: Linear,
     },
     /// `[classes]` per token.
@@ -47,9 +51,9 @@ pub enum PoolMode {
 impl Head {
     pub fn tensors(&self) -> Vec<Tensor> {
         match self {
-            Head::SequenceClassification { dense, norm, out, .. } => {
-                let norm = norm.iter().flat_map(Norm::tensors).collect();
-                [dense.tensors(), norm, out.tensors()].concat()
+            Head::SequenceClassification { dense, norm, last, out, .. } => {
+                let norms = norm.iter().chain(last).flat_map(Norm::tensors).collect();
+                [dense.tensors(), norms, out.tensors()].concat()
             }
             Head::TokenClassification { out } | Head::QuestionAnswering { out } => out.tensors(),
             Head::MaskedLm { dense, norm, decoder, bias, .. } => {
@@ -91,8 +95,9 @@ impl Head {
     /// Logical parameters; a tied decoder counts with the word table.
     pub fn params(&self) -> usize {
         match self {
-            Head::SequenceClassification { dense, norm, out, .. } => {
-                dense.params() + norm.as_ref().map_or(0, Norm::params) + out.params()
+            Head::SequenceClassification { dense, norm, last, out, .. } => {
+                let norms = norm.iter().chain(last).map(Norm::params).sum::<usize>();
+                dense.params() + norms + out.params()
             }
             Head::TokenClassification { out } | Head::QuestionAnswering { out } => out.params(),
             Head::MaskedLm { dense, norm, decoder, bias, .. } => {

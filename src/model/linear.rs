@@ -71,7 +71,17 @@ pub enum Weight {
 #[derive(Debug, Clone)]
 pub struct Norm {
     pub weight: Tensor,
-    pub bias: Tensor,
+    pub bias: Option<Tensor>,
+    pub kind: NormKind,
+}
+
+/// What a norm is, and where it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// A LayerNorm, of a block behind what it adds to.
+    Behind,
+    /// A LayerNorm of a block's inputs.
+    First,
 }
 
 impl Linear {
@@ -391,11 +401,11 @@ impl Weight {
 
 impl Norm {
     pub fn tensors(&self) -> Vec<Tensor> {
-        vec![self.weight.clone(), self.bias.clone()]
+        std::iter::once(self.weight.clone()).chain(self.bias.clone()).collect()
     }
 
     pub fn params(&self) -> usize {
-        self.weight.numel() + self.bias.numel()
+        self.weight.numel() + self.bias.as_ref().map_or(0, Tensor::numel)
     }
 }
 

@@ -73,6 +73,7 @@ impl Model {
             checkpoint,
             structure: &structure,
             config: &config,
+            family,
             prefix,
             latent,
             idle: Vec::new(),
@@ -88,14 +89,32 @@ impl Model {
             }
             None => None,
         };
+        let distances = distances(&mut reader, family)?;
+        let final_norm = match family.final_norm {
+            Some(name) => {
+                let name = format!("{}{name}", reader.prefix);
+                Some(reader.norm(&name, config.hidden, family.keys.hidden)?)
+            }
+            None => None,
+        };
         let head = match embedding {
             Some(head) => head,
             None => head(&mut reader, family)?,
         };
         let unused = reader.unused(family)?;
         let tokens = structure.tokens.clone();
-        let model =
-            Model { embeddings, layers, relative_bias, head, tokens, unused, config, family };
+        let model = Model {
+            embeddings,
+            layers,
+            relative_bias,
+            distances,
+            final_norm,
+            head,
+            tokens,
+            unused,
+            config,
+            family,
+        };
         for tensor in model.tensors() {
             tensor.check_finite()?;
             // What is needed is read again; a large table is needed by a few rows.
@@ -111,6 +130,7 @@ struct Reader<'a> {
     checkpoint: &'a mut Checkpoint,
     structure: &'a Structure,
     config: &'a Config,
+    family: &'static Family,
     /// `bert.`, or nothing in a checkpoint of the encoder alone.
     prefix: &'static str,
     /// Whether dense matrices are latent weights, to be read as their signs.
@@ -151,9 +171,41 @@ impl Reader<'_> {
         }
     }
 
+    /// Takes the matrix `name` apart, of `rows` rows for each of `parts`, with its bias: as if they were stored one by
+    /// one, as they are once they are packed.
+    fn split(&mut self, name: &str, parts: &[&str], rows: usize, cols: usize) -> Result<()> {
+        for end in ["weight", "bias"] {
+            let name = format!("{name}.{end}");
+            if self.checkpoint.get(&name).is_none() {
+                continue;
+            }
+            let shape = [parts.len() * rows, cols];
+            let shape = if end == "weight" { &shape[..] } else { &shape[..1] };
+            let whole = self.tensor(&name, shape, self.family.keys.hidden)?;
+            for (i, part) in parts.iter().enumerate() {
+                let part = format!("{part}.{end}");
+                self.checkpoint.put(whole.rows(part, i * rows..(i + 1) * rows));
+            }
+        }
+        Ok(())
+    }
+
     fn linear(&mut self, name: &str, shape: [usize; 2], key: &str) -> Result<Linear> {
+        self.linear_with(name, shape, key, true)
+    }
+
+    fn linear_with(
+        &mut self,
+        name: &str,
+        shape: [usize; 2],
+        key: &str,
+        bias: bool,
+    ) -> Result<Linear> {
         let mut weight = self.weight(name, shape, key)?;
-        let bias = Some(self.tensor(&format!("{name}.bias"), &shape[..1], key)?);
+        let bias = match bias {
+            true => Some(self.tensor(&format!("{name}.bias"), &shape[..1], key)?),
+            false => None,
+        };
         let activations = self.structure.packed(name).activations;
         let elastic = self.elastic(name, shape[1], key)?;
         if let (Weight::Dense(tensor), Some(_)) = (&weight, &elastic) {
@@ -236,13 +288,20 @@ impl Reader<'_> {
 
     /// Older checkpoints call the two parts `gamma` and `beta`.
     fn norm(&mut self, name: &str, width: usize, key: &str) -> Result<Norm> {
+        let biased = self.config.features.biases.norm;
+        let kind = match self.family.final_norm {
+            Some(_) => NormKind::First,
+            None => NormKind::Behind,
+        };
         let mut part = |new: &str, old: &str| {
             let legacy = format!("{name}.{old}");
             let found = self.checkpoint.get(&legacy).is_some();
             let name = if found { legacy } else { format!("{name}.{new}") };
             self.tensor(&name, &[width], key)
         };
-        Ok(Norm { weight: part("weight", "gamma")?, bias: part("bias", "beta")? })
+        let weight = part("weight", "gamma")?;
+        let bias = if biased { Some(part("bias", "beta")?) } else { None };
+        Ok(Norm { weight, bias, kind })
     }
 
     fn model_type(&self) -> String {
@@ -264,6 +323,10 @@ impl Reader<'_> {
             .map(String::from),
         );
         known.push(format!("{}pooler.", self.prefix));
+        if family.distances.is_some() {
+            known.extend(["lm_predictions.", "mask_predictions."].map(String::from));
+            known.push(format!("{}embeddings.position_embeddings.", self.prefix));
+        }
         known.push(format!("{}task_type_embeddings.", self.prefix));
         known.append(&mut self.idle);
         for name in [family.masked_lm.dense, family.masked_lm.norm, family.masked_lm.decoder] {
@@ -295,10 +358,17 @@ fn embeddings(reader: &mut Reader, family: &Family) -> Result<Embeddings> {
     let mut table = |name: &str, rows: usize, key: &str| {
         reader.tensor(&format!("{prefix}{name}.weight"), &[rows, width], key)
     };
-    let position = table(family.position, config.max_positions, "max_position_embeddings")?;
+    let position = match family.position {
+        Some(name) if config.features.positions => {
+            Some(table(name, config.max_positions, "max_position_embeddings")?)
+        }
+        _ => None,
+    };
     let token_type = match family.token_type {
-        Some(name) => Some(table(name, config.token_types, "type_vocab_size")?),
-        None => None,
+        Some(name) if config.token_types > 0 => {
+            Some(table(name, config.token_types, "type_vocab_size")?)
+        }
+        _ => None,
     };
     let task_type = match family.task_type {
         Some(name) if config.task_types > 0 => {
@@ -324,12 +394,30 @@ fn embeddings(reader: &mut Reader, family: &Family) -> Result<Embeddings> {
     })
 }
 
+/// DeBERTa's table of distances, and its LayerNorm.
+fn distances(reader: &mut Reader, family: &Family) -> Result<Option<(Tensor, Option<Norm>)>> {
+    let (Some(names), Some(distances)) = (family.distances, reader.config.features.distances)
+    else {
+        return Ok(None);
+    };
+    let hidden = reader.config.hidden;
+    let name = format!("{}{}.weight", reader.prefix, names.table);
+    let table = reader.tensor(&name, &[2 * distances.span(), hidden], "position_buckets")?;
+    let norm = format!("{}{}", reader.prefix, names.norm);
+    let norm = match distances.norm {
+        true => Some(reader.norm(&norm, hidden, family.keys.hidden)?),
+        false => None,
+    };
+    Ok(Some((table, norm)))
+}
+
 fn layer(reader: &mut Reader, family: &Family, index: usize) -> Result<Layer> {
     let structure = reader.structure;
     let (hidden, head_dim) = (reader.config.hidden, reader.config.head_dim);
     let keys = &family.keys;
     let layer = family.layer_prefix(index, reader.config.inner);
-    let at = |name: &str| format!("{}{layer}{name}", reader.prefix);
+    let prefix = reader.prefix;
+    let at = |name: &str| format!("{prefix}{layer}{name}");
     let names = [family.query, family.key, family.value, family.attention_output].map(at);
     let [up, down] = [family.up, family.down].map(at);
     let [attention_norm, ffn_norm] = [family.attention_norm, family.ffn_norm].map(at);
@@ -340,33 +428,76 @@ fn layer(reader: &mut Reader, family: &Family, index: usize) -> Result<Layer> {
             let heads = heads.to_vec();
             let width = heads.len() * head_dim;
             let [query, key, value, output] = &names;
+            let joined = family.joined_attention.map(at);
+            if let Some(name) = &joined {
+                reader.split(name, &[query, key, value], width, hidden)?;
+            }
+            let bias = reader.config.features.biases.attention;
             let name = query;
-            let query = reader.linear(name, [width, hidden], keys.hidden)?;
+            let query = reader.linear_with(name, [width, hidden], keys.hidden, bias)?;
             let binary = match &query.elastic {
                 Some(_) => Some(reader.binary_attention(name, hidden)?),
                 None => None,
             };
             Some(Attention {
                 query,
-                key: reader.linear(key, [width, hidden], keys.hidden)?,
-                value: reader.linear(value, [width, hidden], keys.hidden)?,
-                output: reader.linear(output, [hidden, width], keys.hidden)?,
-                norm: reader.norm(&attention_norm, hidden, keys.hidden)?,
+                key: reader.linear_with(key, [width, hidden], keys.hidden, bias)?,
+                value: reader.linear_with(value, [width, hidden], keys.hidden, bias)?,
+                output: reader.linear_with(output, [hidden, width], keys.hidden, bias)?,
+                norm: match family.final_norm {
+                    Some(_) if index == 0 => None,
+                    _ => Some(reader.norm(&attention_norm, hidden, keys.hidden)?),
+                },
                 heads,
                 head_dim,
                 binary,
+                rotary: reader.config.features.rotary.get(index).copied(),
+                of_distances: of_distances(reader, family, &at, [width, hidden])?,
+                joined,
             })
         }
     };
     let ffn = match structure.units(index) {
         None => None,
-        Some(units) => Some(FeedForward {
-            up: reader.linear(&up, [units, hidden], keys.ffn)?,
-            down: reader.linear(&down, [hidden, units], keys.ffn)?,
-            norm: reader.norm(&ffn_norm, hidden, keys.hidden)?,
-        }),
+        Some(units) => {
+            let (joined, gate) = (family.joined_ffn.map(at), family.gate.map(at));
+            if let (Some(name), Some(gate)) = (&joined, &gate) {
+                reader.split(name, &[&up, gate], units, hidden)?;
+            }
+            let bias = reader.config.features.biases.ffn;
+            Some(FeedForward {
+                up: reader.linear_with(&up, [units, hidden], keys.ffn, bias)?,
+                gate: match gate {
+                    Some(gate) => {
+                        Some(reader.linear_with(&gate, [units, hidden], keys.ffn, bias)?)
+                    }
+                    None => None,
+                },
+                down: reader.linear_with(&down, [hidden, units], keys.ffn, bias)?,
+                norm: reader.norm(&ffn_norm, hidden, keys.hidden)?,
+                joined,
+            })
+        }
     };
     Ok(Layer { attention, ffn })
+}
+
+/// What makes keys and queries of distances in a layer, where they have matrices of their own.
+fn of_distances(
+    reader: &mut Reader,
+    family: &Family,
+    at: &impl Fn(&str) -> String,
+    shape: [usize; 2],
+) -> Result<[Option<Linear>; 2]> {
+    let (Some(names), Some(distances)) = (family.distances, reader.config.features.distances)
+    else {
+        return Ok([None, None]);
+    };
+    let mut own = |wanted: bool, name: &str| match wanted && !distances.shared {
+        true => reader.linear(&at(name), shape, family.keys.hidden).map(Some),
+        false => Ok(None),
+    };
+    Ok([own(distances.c2p, names.key)?, own(distances.p2c, names.query)?])
 }
 
 fn head(reader: &mut Reader, family: &Family) -> Result<Head> {
@@ -380,9 +511,12 @@ fn head(reader: &mut Reader, family: &Family) -> Result<Head> {
                     (format!("{}{pooler}", reader.prefix), Activation::Tanh, "classifier")
                 }
                 Pooling::Dense { dense, activation, out } => (dense.to_string(), activation, out),
+                Pooling::Normed { dense, out, .. } => (dense.to_string(), Activation::Gelu, out),
             };
+            let activation = config.features.head_activation.unwrap_or(activation);
             let name = dense;
-            let dense = reader.linear(&name, [pooled, hidden], family.keys.hidden)?;
+            let bias = config.features.biases.head;
+            let dense = reader.linear_with(&name, [pooled, hidden], family.keys.hidden, bias)?;
             let norm = match &dense.elastic {
                 Some(_) => reader.pooler_norm(&name, pooled)?,
                 None => None,
@@ -391,6 +525,13 @@ fn head(reader: &mut Reader, family: &Family) -> Result<Head> {
                 dense,
                 norm,
                 activation,
+                last: match family.classify {
+                    Pooling::Normed { norm, .. } => {
+                        Some(reader.norm(norm, pooled, family.keys.hidden)?)
+                    }
+                    _ => None,
+                },
+                mean: config.features.pool == PoolMode::Mean,
                 out: reader.linear(out, [classes, pooled], "id2label")?,
             }
         }
@@ -406,8 +547,16 @@ fn head(reader: &mut Reader, family: &Family) -> Result<Head> {
             let (width, vocab) = (config.embedding, config.vocab);
             let decoder = format!("{}.weight", names.decoder);
             Head::MaskedLm {
-                dense: reader.linear(names.dense, [width, hidden], family.keys.hidden)?,
-                activation: names.activation.unwrap_or(config.activation),
+                dense: reader.linear_with(
+                    names.dense,
+                    [width, hidden],
+                    family.keys.hidden,
+                    config.features.biases.head,
+                )?,
+                activation: match (config.features.head_activation, family.classify) {
+                    (Some(activation), Pooling::Normed { .. }) => activation,
+                    _ => names.activation.unwrap_or(config.activation),
+                },
                 norm: reader.norm(names.norm, width, family.keys.hidden)?,
                 decoder: match config.tied {
                     true => None,

@@ -11,6 +11,7 @@ pub mod elastic;
 pub mod exact;
 pub mod factored;
 pub mod family;
+pub mod features;
 pub mod head;
 pub mod int8;
 mod latent;
@@ -36,9 +37,10 @@ pub use elastic::{BinaryAttention, Elastic, Estimators};
 pub use exact::Exact;
 pub use factored::Factored;
 pub use family::{Activation, Family};
+pub use features::{Distances, Features, Rotary};
 pub use head::{Head, PoolMode};
 pub use int8::Int8;
-pub use linear::{Activations, Linear, Norm, Weight};
+pub use linear::{Activations, Linear, Norm, NormKind, Weight};
 pub use packed::Scales;
 pub use places::{Part, Place};
 pub use subspace::{Codes, Rotation, Subspace, TableErrors};
@@ -56,6 +58,10 @@ pub struct Model {
     pub layers: Vec<Layer>,
     /// MPNet: `[32, heads]`, added to attention scores by bucketed distance, in every layer.
     pub relative_bias: Option<Tensor>,
+    /// DeBERTa: `[2 · span, hidden]`, by distance, and its LayerNorm.
+    pub distances: Option<(Tensor, Option<Norm>)>,
+    /// ModernBERT: behind the last layer.
+    pub final_norm: Option<Norm>,
     pub head: Head,
     /// Which tokens layers drop; `None`: none.
     pub tokens: Option<TokenSchedule>,
@@ -70,7 +76,7 @@ pub struct Embeddings {
     /// `[vocab, embedding]`
     pub word: Weight,
     /// `[positions, embedding]`
-    pub position: Tensor,
+    pub position: Option<Tensor>,
     /// `[types, embedding]`
     pub token_type: Option<Tensor>,
     /// `[task types, embedding]`
@@ -80,7 +86,7 @@ pub struct Embeddings {
     pub project: Option<Linear>,
 }
 
-/// One post-LayerNorm layer. A sublayer that is `None` is an identity, its LayerNorm gone with it.
+/// One layer. A sublayer that is `None` is an identity, its LayerNorm gone with it.
 #[derive(Debug, Clone)]
 pub struct Layer {
     pub attention: Option<Attention>,
@@ -96,12 +102,19 @@ pub struct Attention {
     pub value: Linear,
     /// `[hidden, heads · head_dim]`
     pub output: Linear,
-    pub norm: Norm,
+    /// `None`: the first of a ModernBERT has none.
+    pub norm: Option<Norm>,
     /// Which of the original heads are left, ascending.
     pub heads: Vec<usize>,
     pub head_dim: usize,
     /// Signs in the place of queries, keys, values and probabilities.
     pub binary: Option<BinaryAttention>,
+    /// Positions turn queries and keys.
+    pub rotary: Option<Rotary>,
+    /// DeBERTa: what makes keys and queries of distances, `[heads · head_dim, hidden]`, where `key` and `query` do not.
+    pub of_distances: [Option<Linear>; 2],
+    /// The name under which query, key and value are stored as one matrix, while they are dense.
+    pub joined: Option<String>,
 }
 
 /// The feed-forward block. With no units left it still adds its bias and normalises.
@@ -109,9 +122,13 @@ pub struct Attention {
 pub struct FeedForward {
     /// `[ffn, hidden]`
     pub up: Linear,
+    /// `[ffn, hidden]`: what the units are multiplied by.
+    pub gate: Option<Linear>,
     /// `[hidden, ffn]`
     pub down: Linear,
     pub norm: Norm,
+    /// The name under which `up` and `gate` are stored as one matrix, while they are dense.
+    pub joined: Option<String>,
 }
 
 impl FeedForward {
@@ -132,13 +149,52 @@ impl Layer {
         let mut linears = Vec::new();
         if let Some(a) = &self.attention {
             linears.extend([("query", &a.query), ("key", &a.key), ("value", &a.value)]);
+            let [key, query] = &a.of_distances;
+            linears.extend(key.iter().map(|l| ("distance_key", l)));
+            linears.extend(query.iter().map(|l| ("distance_query", l)));
             linears.push(("attention_output", &a.output));
         }
         if let Some(f) = &self.ffn {
-            linears.extend([("up", &f.up), ("down", &f.down)]);
+            linears.push(("up", &f.up));
+            linears.extend(f.gate.iter().map(|l| ("gate", l)));
+            linears.push(("down", &f.down));
         }
         linears
     }
+
+    /// Its tensors as they are stored.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let mut tensors = Vec::new();
+        if let Some(a) = &self.attention {
+            tensors.extend(joined(&a.joined, &[&a.query, &a.key, &a.value]));
+            tensors.extend(a.of_distances.iter().flatten().flat_map(Linear::tensors));
+            tensors.extend(a.output.tensors());
+            tensors.extend(a.norm.iter().flat_map(Norm::tensors));
+            tensors.extend(a.binary.iter().flat_map(BinaryAttention::tensors));
+        }
+        if let Some(f) = &self.ffn {
+            let inner: Vec<&Linear> = std::iter::once(&f.up).chain(&f.gate).collect();
+            tensors.extend(joined(&f.joined, &inner));
+            tensors.extend(f.down.tensors());
+            tensors.extend(f.norm.tensors());
+        }
+        tensors
+    }
+}
+
+/// The tensors of `parts`, as one matrix of this name while they are dense.
+fn joined(name: &Option<String>, parts: &[&Linear]) -> Vec<Tensor> {
+    let one = |name: &String| {
+        let weights = parts.iter().map(|l| l.weight.dense().ok()).collect::<Option<Vec<_>>>()?;
+        let biases: Vec<&Tensor> = parts.iter().filter_map(|l| l.bias.as_ref()).collect();
+        let mut tensors = vec![Tensor::joined(format!("{name}.weight"), &weights)?];
+        if !biases.is_empty() {
+            tensors.push(Tensor::joined(format!("{name}.bias"), &biases)?);
+        }
+        Some(tensors)
+    };
+    let one = name.as_ref().and_then(one);
+    one.unwrap_or_else(|| parts.iter().flat_map(|l| l.tensors()).collect())
 }
 
 impl Layer {
@@ -146,10 +202,14 @@ impl Layer {
     pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
         let mut linears = Vec::new();
         if let Some(a) = &mut self.attention {
-            linears.extend([&mut a.query, &mut a.key, &mut a.value, &mut a.output]);
+            linears.extend([&mut a.query, &mut a.key, &mut a.value]);
+            linears.extend(a.of_distances.iter_mut().flatten());
+            linears.push(&mut a.output);
         }
         if let Some(f) = &mut self.ffn {
-            linears.extend([&mut f.up, &mut f.down]);
+            linears.push(&mut f.up);
+            linears.extend(&mut f.gate);
+            linears.push(&mut f.down);
         }
         linears
     }
@@ -160,19 +220,18 @@ impl Model {
     pub fn tensors(&self) -> Vec<Tensor> {
         let e = &self.embeddings;
         let mut tensors = e.word.tensors();
-        tensors.push(e.position.clone());
+        tensors.extend(e.position.clone());
         tensors.extend(e.token_type.clone());
         tensors.extend(e.task_type.clone());
         tensors.extend(e.norm.tensors());
         tensors.extend(e.project.iter().flat_map(Linear::tensors));
-        for layer in &self.layers {
-            tensors.extend(layer.linears().into_iter().flat_map(|(_, l)| l.tensors()));
-            tensors.extend(layer.attention.iter().flat_map(|a| a.norm.tensors()));
-            let binary = layer.attention.iter().flat_map(|a| &a.binary);
-            tensors.extend(binary.flat_map(BinaryAttention::tensors));
-            tensors.extend(layer.ffn.iter().flat_map(|f| f.norm.tensors()));
-        }
+        tensors.extend(self.layers.iter().flat_map(Layer::tensors));
         tensors.extend(self.relative_bias.clone());
+        if let Some((table, norm)) = &self.distances {
+            tensors.push(table.clone());
+            tensors.extend(norm.iter().flat_map(Norm::tensors));
+        }
+        tensors.extend(self.final_norm.iter().flat_map(Norm::tensors));
         tensors.extend(self.head.tensors());
         tensors.extend(self.unused.iter().cloned());
         tensors
@@ -253,10 +312,12 @@ impl Model {
                 for linear in [&a.query, &a.key, &a.value] {
                     fits(linear, width, hidden)?;
                 }
+                a.of_distances.iter().flatten().try_for_each(|l| fits(l, width, hidden))?;
                 fits(&a.output, hidden, width)?;
             }
             if let Some(f) = &layer.ffn {
                 fits(&f.up, f.units(), hidden)?;
+                f.gate.iter().try_for_each(|l| fits(l, f.units(), hidden))?;
                 fits(&f.down, hidden, f.units())?;
             }
         }

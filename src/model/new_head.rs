@@ -63,12 +63,14 @@ impl Model {
                         (format!("{}{pooler}", family.prefix), Activation::Tanh, "classifier")
                     }
                     Pooling::Dense { dense, activation, out } => (dense.into(), activation, out),
+                    Pooling::Normed { .. } => unreachable!("such families are not trained"),
                 };
                 let kept = model.pooler(&dense, pooled, hidden);
                 let (dense, norm) =
                     kept.unwrap_or_else(|| (fresh.linear(&dense, pooled, hidden), None));
                 let out = fresh.linear(out, classes, pooled);
-                Head::SequenceClassification { dense, norm, activation, out }
+                let (last, mean) = (None, false);
+                Head::SequenceClassification { dense, norm, activation, last, mean, out }
             }
             Task::TokenClassification => {
                 Head::TokenClassification { out: fresh.linear("classifier", classes, hidden) }

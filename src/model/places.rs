@@ -30,16 +30,18 @@ impl Model {
     /// Every weight, with the part it belongs to; in the order of `Encoder::leaves_mut`.
     pub fn places_mut(&mut self) -> Vec<(Part, Place<'_>)> {
         let e = &mut self.embeddings;
-        let mut places = vec![
-            (Part::Words, Place::Matrix(&mut e.word)),
-            (Part::Embeddings, Place::Tensor(&mut e.position)),
-        ];
+        let mut places = vec![(Part::Words, Place::Matrix(&mut e.word))];
         let mut rest: Vec<Place> = Vec::new();
+        rest.extend(e.position.as_mut().map(Place::Tensor));
         rest.extend(e.token_type.as_mut().map(Place::Tensor));
         rest.extend(e.task_type.as_mut().map(Place::FirstRow));
         rest.extend(norm(&mut e.norm));
         rest.extend(e.project.iter_mut().flat_map(linear));
         rest.extend(self.relative_bias.as_mut().map(Place::Tensor));
+        if let Some((table, of_table)) = &mut self.distances {
+            rest.push(Place::Tensor(table));
+            rest.extend(of_table.iter_mut().flat_map(norm));
+        }
         places.extend(rest.into_iter().map(|p| (Part::Embeddings, p)));
         for (l, layer) in self.layers.iter_mut().enumerate() {
             let mut rest: Vec<Place> = Vec::new();
@@ -47,21 +49,24 @@ impl Model {
                 for part in [&mut a.query, &mut a.key, &mut a.value, &mut a.output] {
                     rest.extend(linear(part));
                 }
-                rest.extend(norm(&mut a.norm));
+                rest.extend(a.of_distances.iter_mut().flatten().flat_map(linear));
+                rest.extend(a.norm.iter_mut().flat_map(norm));
                 rest.extend(a.binary.iter_mut().flat_map(binary_attention));
             }
             if let Some(f) = &mut layer.ffn {
                 rest.extend(linear(&mut f.up));
+                rest.extend(f.gate.iter_mut().flat_map(linear));
                 rest.extend(linear(&mut f.down));
                 rest.extend(norm(&mut f.norm));
             }
             places.extend(rest.into_iter().map(|p| (Part::Layer(l), p)));
         }
         let mut rest: Vec<Place> = Vec::new();
+        rest.extend(self.final_norm.iter_mut().flat_map(norm));
         match &mut self.head {
-            Head::SequenceClassification { dense, norm: n, out, .. } => {
+            Head::SequenceClassification { dense, norm: n, last, out, .. } => {
                 rest.extend(linear(dense));
-                rest.extend(n.iter_mut().flat_map(norm));
+                rest.extend(n.iter_mut().chain(last).flat_map(norm));
                 rest.extend(linear(out));
             }
             Head::TokenClassification { out } | Head::QuestionAnswering { out } => {
@@ -103,6 +108,6 @@ fn binary_attention(binary: &mut BinaryAttention) -> impl Iterator<Item = Place<
         .chain(estimators.flat_map(linear))
 }
 
-fn norm(norm: &mut Norm) -> [Place<'_>; 2] {
-    [Place::Tensor(&mut norm.weight), Place::Tensor(&mut norm.bias)]
+fn norm(norm: &mut Norm) -> impl Iterator<Item = Place<'_>> {
+    std::iter::once(&mut norm.weight).chain(&mut norm.bias).map(Place::Tensor)
 }

@@ -48,10 +48,8 @@ impl Attention {
             key: self.key.select_outputs(&dims)?,
             value: self.value.select_outputs(&dims)?,
             output: self.output.select_inputs(&dims)?,
-            norm: self.norm.clone(),
             heads: keep.iter().map(|&h| self.heads[h]).collect(),
-            head_dim: self.head_dim,
-            binary: self.binary.clone(),
+            ..self.clone()
         })
     }
 
@@ -71,8 +69,9 @@ impl FeedForward {
     pub fn select_units(&self, keep: &[usize]) -> Result<FeedForward> {
         Ok(FeedForward {
             up: self.up.select_outputs(keep)?,
+            gate: self.gate.as_ref().map(|gate| gate.select_outputs(keep)).transpose()?,
             down: self.down.select_inputs(keep)?,
-            norm: self.norm.clone(),
+            ..self.clone()
         })
     }
 }
@@ -148,7 +147,8 @@ impl Linear {
 
 impl Norm {
     fn cut(&self, left: &Left) -> Result<Norm> {
-        Ok(Norm { weight: cut_vector(&self.weight, left)?, bias: cut_vector(&self.bias, left)? })
+        let bias = self.bias.as_ref().map(|bias| cut_vector(bias, left)).transpose()?;
+        Ok(Norm { weight: cut_vector(&self.weight, left)?, bias, kind: self.kind })
     }
 }
 
@@ -197,10 +197,9 @@ impl Model {
                         key: a.key.cut(&plain, &inputs)?,
                         value: a.value.cut(&values, &inputs)?,
                         output: a.output.cut(&Left::of(&block), &plain)?,
-                        norm: a.norm.cut(&hidden)?,
+                        norm: a.norm.as_ref().map(|norm| norm.cut(&hidden)).transpose()?,
                         heads: keep.iter().map(|&h| a.heads[h]).collect(),
-                        head_dim: a.head_dim,
-                        binary: a.binary,
+                        ..a
                     })
                 }
                 None => None,
@@ -212,6 +211,7 @@ impl Model {
                         up: f.up.cut(&units.unscaled(), &inputs)?,
                         down: f.down.cut(&Left::of(&block), &units)?,
                         norm: f.norm.cut(&hidden)?,
+                        ..f
                     })
                 }
                 None => None,
@@ -230,7 +230,7 @@ impl Model {
             }
             None => {
                 e.word = Weight::Dense(table(e.word.dense()?)?);
-                e.position = table(&e.position)?;
+                e.position = e.position.as_ref().map(table).transpose()?;
                 e.token_type = e.token_type.as_ref().map(table).transpose()?;
                 e.task_type = e.task_type.as_ref().map(table).transpose()?;
                 e.norm = e.norm.cut(&hidden)?;
@@ -239,9 +239,15 @@ impl Model {
         }
         let reads = |linear: &Linear| linear.cut(&Left::all(linear.weight.rows()), &inputs);
         model.head = match &self.head {
-            Head::SequenceClassification { dense, norm, activation, out } => {
-                let (norm, activation, out) = (norm.clone(), *activation, out.clone());
-                Head::SequenceClassification { dense: reads(dense)?, norm, activation, out }
+            Head::SequenceClassification { dense, norm, activation, last, mean, out } => {
+                Head::SequenceClassification {
+                    dense: reads(dense)?,
+                    norm: norm.clone(),
+                    activation: *activation,
+                    last: last.clone(),
+                    mean: *mean,
+                    out: out.clone(),
+                }
             }
             Head::TokenClassification { out } => Head::TokenClassification { out: reads(out)? },
             Head::QuestionAnswering { out } => Head::QuestionAnswering { out: reads(out)? },

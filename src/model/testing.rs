@@ -45,7 +45,7 @@ pub fn each() -> impl Iterator<Item = (&'static str, Task)> {
 /// Families with features that only the forward pass knows.
 pub fn others() -> impl Iterator<Item = (&'static str, Task)> {
     let others = family::ALL.iter().filter(|f| f.feature.is_some());
-    others.flat_map(|f| TASKS.map(|task| (f.model_type, task)))
+    others.flat_map(|f| f.tasks.iter().map(|task| (f.model_type, *task)))
 }
 
 /// A checkpoint before it is written.
@@ -86,18 +86,25 @@ pub fn parts_of(family: &str, task: Task, seed: u64, hidden: usize) -> Parts {
         keys.activation: "gelu", "vocab_size": VOCAB, "max_position_embeddings": POSITIONS,
         "embedding_size": embedding, "pad_token_id": 1, "use_task_id": family.task_type.is_some(),
         "num_hidden_groups": 2,
+        // ModernBERT: two of three layers see three tokens on each side.
+        "local_attention": 6, "classifier_bias": true,
+        // DeBERTa: distances beyond 2 in steps.
+        "relative_attention": true, "position_buckets": 4, "pos_att_type": ["c2p", "p2c"],
+        "norm_rel_ebd": "layer_norm", "share_att_key": false, "type_vocab_size": 2,
         "id2label": {"0": "a", "1": "b", "2": "c"},
     });
     let encoder_alone = matches!(task, Task::Embedding | Task::Bare);
     let prefix = if encoder_alone { "" } else { family.prefix };
-    let mut make = Maker { tensors: Vec::new(), normal: Normal::new(seed) };
+    let mut make = Maker::new(seed);
 
     let at = |name: &str| format!("{prefix}{name}");
     let table = |make: &mut Maker, name: &str, rows: usize, width: usize| {
         make.add(format!("{prefix}{name}.weight"), &[rows, width], 0.0, 1.0);
     };
     table(&mut make, family.word, VOCAB, embedding);
-    table(&mut make, family.position, POSITIONS, embedding);
+    if let Some(name) = family.position {
+        table(&mut make, name, POSITIONS, embedding);
+    }
     if let Some(name) = family.token_type {
         table(&mut make, name, 2, embedding);
     }
@@ -107,6 +114,15 @@ pub fn parts_of(family: &str, task: Task, seed: u64, hidden: usize) -> Parts {
     if let Some(name) = family.relative_bias {
         table(&mut make, name, 32, HEADS);
     }
+    if let Some(names) = family.distances {
+        table(&mut make, names.table, 8, hidden);
+        make.norm(&at(names.norm), hidden);
+    }
+    make.norm_biases = !family.rotary;
+    make.biases = !family.rotary;
+    if let Some(name) = family.final_norm {
+        make.norm(&at(name), hidden);
+    }
     make.norm(&at(family.embedding_norm), embedding);
     if let Some(project) = family.project {
         make.linear(&at(project.name()), hidden, embedding);
@@ -114,19 +130,38 @@ pub fn parts_of(family: &str, task: Task, seed: u64, hidden: usize) -> Parts {
     // ALBERT: two groups of one, the first for two steps.
     for layer in 0..if family.inner.is_some() { 2 } else { LAYERS } {
         let at = |name: &str| format!("{prefix}{}{name}", family.layer_prefix(layer, 1));
-        for name in [family.query, family.key, family.value, family.attention_output] {
-            make.linear(&at(name), hidden, hidden);
+        match family.joined_attention {
+            Some(name) => make.linear(&at(name), 3 * hidden, hidden),
+            None => [family.query, family.key, family.value]
+                .into_iter()
+                .for_each(|name| make.linear(&at(name), hidden, hidden)),
         }
-        make.linear(&at(family.up), FFN, hidden);
+        if let Some(names) = family.distances {
+            make.linear(&at(names.key), hidden, hidden);
+            make.linear(&at(names.query), hidden, hidden);
+        }
+        make.linear(&at(family.attention_output), hidden, hidden);
+        match family.joined_ffn {
+            Some(name) => make.linear(&at(name), 2 * FFN, hidden),
+            None => make.linear(&at(family.up), FFN, hidden),
+        }
         make.linear(&at(family.down), hidden, FFN);
-        make.norm(&at(family.attention_norm), hidden);
+        if family.final_norm.is_none() || layer > 0 {
+            make.norm(&at(family.attention_norm), hidden);
+        }
         make.norm(&at(family.ffn_norm), hidden);
     }
+    make.biases = true;
     match task {
         Task::SequenceClassification => {
+            if let Pooling::Normed { norm, .. } = family.classify {
+                make.norm(norm, hidden);
+            }
             let (dense, out) = match family.classify {
                 Pooling::Pooler => (at(family.pooler.unwrap_or_default()), "classifier"),
-                Pooling::Dense { dense, out, .. } => (dense.to_string(), out),
+                Pooling::Dense { dense, out, .. } | Pooling::Normed { dense, out, .. } => {
+                    (dense.to_string(), out)
+                }
             };
             make.linear(&dense, hidden, hidden);
             make.linear(out, CLASSES, hidden);
@@ -155,7 +190,7 @@ pub fn latent(family: &str, task: Task, seed: u64) -> Parts {
     let family = family::find(family).expect("a family of this build");
     let encoder_alone = matches!(task, Task::Embedding | Task::Bare);
     let prefix = if encoder_alone { "" } else { family.prefix };
-    let mut make = Maker { tensors: Vec::new(), normal: Normal::new(seed + 1) };
+    let mut make = Maker::new(seed + 1);
     let number = |make: &mut Maker, name: String, value: f32| {
         make.tensors.push(Tensor::from_f32(name, &[], &[value], Dtype::F32));
     };
@@ -382,9 +417,17 @@ impl Normal {
 struct Maker {
     tensors: Vec<Tensor>,
     normal: Normal,
+    /// Whether linear layers have biases, and norms.
+    biases: bool,
+    norm_biases: bool,
 }
 
 impl Maker {
+    fn new(seed: u64) -> Maker {
+        let normal = Normal::new(seed);
+        Maker { tensors: Vec::new(), normal, biases: true, norm_biases: true }
+    }
+
     fn add(&mut self, name: String, shape: &[usize], mean: f32, spread: f32) {
         let n = shape.iter().product();
         let values: Vec<f32> = (0..n).map(|_| mean + spread * self.normal.draw()).collect();
@@ -393,11 +436,15 @@ impl Maker {
 
     fn linear(&mut self, name: &str, rows: usize, cols: usize) {
         self.add(format!("{name}.weight"), &[rows, cols], 0.0, 0.3);
-        self.add(format!("{name}.bias"), &[rows], 0.0, 0.3);
+        if self.biases {
+            self.add(format!("{name}.bias"), &[rows], 0.0, 0.3);
+        }
     }
 
     fn norm(&mut self, name: &str, width: usize) {
         self.add(format!("{name}.weight"), &[width], 1.0, 0.3);
-        self.add(format!("{name}.bias"), &[width], 0.0, 0.3);
+        if self.norm_biases {
+            self.add(format!("{name}.bias"), &[width], 0.0, 0.3);
+        }
     }
 }

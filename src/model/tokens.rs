@@ -49,10 +49,9 @@ impl Head {
     /// See [`Reads`].
     pub fn reads(&self) -> Reads {
         match self {
-            Head::SequenceClassification { .. } | Head::Embedding { pool: PoolMode::Cls, .. } => {
-                Reads::First
-            }
-            Head::Embedding { .. } => Reads::Left,
+            Head::SequenceClassification { mean: false, .. }
+            | Head::Embedding { pool: PoolMode::Cls, .. } => Reads::First,
+            Head::SequenceClassification { .. } | Head::Embedding { .. } => Reads::Left,
             Head::TokenClassification { .. }
             | Head::QuestionAnswering { .. }
             | Head::MaskedLm { .. }

@@ -5,10 +5,11 @@ use super::binary::{RunBinary, RunElastic};
 use super::integer::IntegerMatrix;
 use super::kernels::{self, Mat, MatMut, Panels, packed::Quantised};
 use super::lookup;
+use super::positions::RunPositions;
 use crate::Result;
 use crate::model::{
     Activation, Activations, Attention, Config, FeedForward, Head, Layer, Linear, Model, Norm,
-    PoolMode, TokenSchedule, Weight,
+    NormKind, PoolMode, TokenSchedule, Weight,
 };
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -20,7 +21,7 @@ pub struct Encoder<'m> {
     pub model: &'m Model,
     /// `[vocab, embedding]` in training; `None`: rows are read from the model one by one.
     pub word: Option<Cow<'m, [f32]>>,
-    pub position: Cow<'m, [f32]>,
+    pub position: Option<Cow<'m, [f32]>>,
     pub token_type: Option<Cow<'m, [f32]>>,
     /// Row 0 of ERNIE's task types.
     pub task_type: Option<Cow<'m, [f32]>>,
@@ -28,6 +29,10 @@ pub struct Encoder<'m> {
     pub project: Option<Dense<'m>>,
     /// `[32, heads]`
     pub relative_bias: Option<Cow<'m, [f32]>>,
+    /// DeBERTa: `[2 · span, hidden]`, normalised.
+    pub distances: Option<Vec<f32>>,
+    /// ModernBERT: behind the last layer.
+    pub final_norm: Option<RunNorm<'m>>,
     pub layers: Vec<RunLayer<'m>>,
     /// Which tokens layers drop: the model's schedule, or one that is tried.
     pub tokens: Option<TokenSchedule>,
@@ -54,6 +59,8 @@ pub struct RunNorm<'m> {
     pub weight: Cow<'m, [f32]>,
     pub bias: Cow<'m, [f32]>,
     pub eps: f32,
+    /// `None`: it is an identity.
+    pub kind: Option<NormKind>,
 }
 
 /// A layer ready to run.
@@ -73,11 +80,14 @@ pub struct RunAttention<'m> {
     pub heads: Cow<'m, [usize]>,
     pub head_dim: usize,
     pub binary: Option<RunBinary<'m>>,
+    pub positions: RunPositions<'m>,
 }
 
 #[derive(Debug, Clone)]
 pub struct RunFeedForward<'m> {
     pub up: Dense<'m>,
+    /// What the units are multiplied by.
+    pub gate: Option<Dense<'m>>,
     pub down: Dense<'m>,
     pub norm: RunNorm<'m>,
     pub activation: Activation,
@@ -90,6 +100,8 @@ pub enum RunHead<'m> {
         dense: Dense<'m>,
         norm: Option<RunNorm<'m>>,
         activation: Activation,
+        last: Option<RunNorm<'m>>,
+        mean: bool,
         out: Dense<'m>,
     },
     PerToken(Dense<'m>),
@@ -243,21 +255,50 @@ impl<'m> Dense<'m> {
 
 impl<'m> RunNorm<'m> {
     pub fn new(norm: &'m Norm, eps: f32) -> Result<RunNorm<'m>> {
-        Ok(RunNorm { weight: norm.weight.to_f32()?, bias: norm.bias.to_f32()?, eps })
+        let weight = norm.weight.to_f32()?;
+        let bias = match &norm.bias {
+            Some(bias) => bias.to_f32()?,
+            None => Cow::Owned(vec![0.0; weight.len()]),
+        };
+        Ok(RunNorm { weight, bias, eps, kind: Some(norm.kind) })
+    }
+
+    /// What is not there.
+    fn identity() -> RunNorm<'m> {
+        RunNorm { weight: Cow::Borrowed(&[]), bias: Cow::Borrowed(&[]), eps: 0.0, kind: None }
+    }
+
+    /// What a block multiplies, of the residual stream `x`: it itself, but where the norm comes first.
+    pub fn input<'x>(&self, x: &'x [f32]) -> Cow<'x, [f32]> {
+        if self.kind != Some(NormKind::First) {
+            return Cow::Borrowed(x);
+        }
+        let mut input = x.to_vec();
+        self.apply(&mut input);
+        Cow::Owned(input)
     }
 
     fn leaves_mut(&mut self) -> [&mut Cow<'m, [f32]>; 2] {
         [&mut self.weight, &mut self.bias]
     }
 
-    /// Adds `residual` to `x` and normalises the rows, in place.
+    /// Adds `residual` to `x`, what a block makes, and normalises the rows where the norm stands behind it, in place.
     pub fn apply_sum(&self, x: &mut [f32], residual: &[f32]) {
-        kernels::add_norm(x, residual, &self.weight, &self.bias, self.eps);
+        match self.kind {
+            Some(NormKind::Behind) => {
+                kernels::add_norm(x, residual, &self.weight, &self.bias, self.eps);
+            }
+            Some(NormKind::First) | None => {
+                x.iter_mut().zip(residual).for_each(|(x, r)| *x += r);
+            }
+        }
     }
 
     /// Normalises the rows of `x` in place.
     pub fn apply(&self, x: &mut [f32]) {
-        kernels::layer_norm(x, &self.weight, &self.bias, self.eps);
+        if self.kind.is_some() {
+            kernels::layer_norm(x, &self.weight, &self.bias, self.eps);
+        }
     }
 }
 
@@ -273,10 +314,14 @@ impl<'m> RunAttention<'m> {
             key: dense(&attention.key)?,
             value: dense(&attention.value)?,
             output: dense(&attention.output)?,
-            norm: RunNorm::new(&attention.norm, eps)?,
+            norm: match &attention.norm {
+                Some(norm) => RunNorm::new(norm, eps)?,
+                None => RunNorm::identity(),
+            },
             heads: Cow::Borrowed(&attention.heads),
             head_dim: attention.head_dim,
             binary: attention.binary.as_ref().map(RunBinary::new).transpose()?,
+            positions: RunPositions::with(attention, dense)?,
         })
     }
 }
@@ -295,6 +340,7 @@ impl<'m> RunFeedForward<'m> {
     ) -> Result<Self> {
         Ok(RunFeedForward {
             up: dense(&ffn.up)?,
+            gate: ffn.gate.as_ref().map(dense).transpose()?,
             down: dense(&ffn.down)?,
             norm: RunNorm::new(&ffn.norm, eps)?,
             activation,
@@ -386,17 +432,17 @@ impl<'m> Encoder<'m> {
 
     /// An encoder of nothing at all, to stand where another was taken from.
     pub fn hollow(model: &'m Model) -> Encoder<'m> {
-        let nothing = Cow::Borrowed(&[][..]);
-        let norm = RunNorm { weight: nothing.clone(), bias: nothing.clone(), eps: 0.0 };
         Encoder {
             model,
             word: None,
-            position: nothing,
+            position: None,
             token_type: None,
             task_type: None,
-            norm,
+            norm: RunNorm::identity(),
             project: None,
             relative_bias: None,
+            distances: None,
+            final_norm: None,
             layers: Vec::new(),
             tokens: None,
             head: RunHead::Bare { pooler: None, norm: None },
@@ -429,7 +475,7 @@ impl<'m> Encoder<'m> {
     pub fn leaves_mut(&mut self) -> Vec<&mut Cow<'m, [f32]>> {
         let mut leaves: Vec<&mut Cow<'m, [f32]>> = Vec::new();
         leaves.extend(&mut self.word);
-        leaves.push(&mut self.position);
+        leaves.extend(&mut self.position);
         leaves.extend(&mut self.token_type);
         leaves.extend(&mut self.task_type);
         leaves.extend(self.norm.leaves_mut());
@@ -470,12 +516,23 @@ impl<'m> Encoder<'m> {
         Ok(Encoder {
             model,
             word: None,
-            position: e.position.to_f32()?,
+            position: e.position.as_ref().map(|t| t.to_f32()).transpose()?,
             token_type: e.token_type.as_ref().map(|t| t.to_f32()).transpose()?,
             task_type,
             norm: RunNorm::new(&e.norm, eps)?,
             project: e.project.as_ref().map(Dense::new).transpose()?,
             relative_bias: model.relative_bias.as_ref().map(|t| t.to_f32()).transpose()?,
+            distances: match &model.distances {
+                Some((table, norm)) => {
+                    let mut table = table.to_f32()?.into_owned();
+                    if let Some(norm) = norm {
+                        RunNorm::new(norm, eps)?.apply(&mut table);
+                    }
+                    Some(table)
+                }
+                None => None,
+            },
+            final_norm: model.final_norm.as_ref().map(|n| RunNorm::new(n, eps)).transpose()?,
             layers,
             tokens: model.tokens.clone(),
             head,
@@ -486,11 +543,13 @@ impl<'m> Encoder<'m> {
 fn run_head<'m>(model: &'m Model, ready: Ready<'m>) -> Result<RunHead<'m>> {
     let eps = model.config.eps;
     Ok(match &model.head {
-        Head::SequenceClassification { dense, norm, activation, out } => {
+        Head::SequenceClassification { dense, norm, activation, last, mean, out } => {
             RunHead::SequenceClassification {
                 dense: ready(dense)?,
                 norm: norm.as_ref().map(|n| RunNorm::new(n, eps)).transpose()?,
                 activation: *activation,
+                last: last.as_ref().map(|n| RunNorm::new(n, eps)).transpose()?,
+                mean: *mean,
                 out: ready(out)?,
             }
         }

@@ -12,7 +12,7 @@ use super::masked::{Channels, apply_norm, block_output, scale};
 use super::tokens::{Frozen, States};
 use crate::model::family::Positions;
 use crate::model::slice::Masks;
-use crate::model::{Model, PoolMode, Reads};
+use crate::model::{Model, NormKind, PoolMode, Reads};
 use crate::{Error, Result};
 use std::cell::Cell;
 
@@ -21,6 +21,8 @@ use std::cell::Cell;
 pub enum Site {
     /// Query, key and value.
     QueryKeyValue,
+    /// DeBERTa: keys and queries of distances.
+    Distances,
     AttentionOutput,
     Up,
     Down,
@@ -34,8 +36,9 @@ impl Site {
     pub fn of(role: &str) -> Site {
         match role {
             "query" | "key" | "value" => Site::QueryKeyValue,
+            "distance_key" | "distance_query" => Site::Distances,
             "attention_output" => Site::AttentionOutput,
-            "up" => Site::Up,
+            "up" | "gate" => Site::Up,
             "down" => Site::Down,
             _ => panic!("no linear layer is a `{role}`"),
         }
@@ -53,7 +56,8 @@ pub trait Observer {
     /// `[tokens, tokens]` of that text.
     fn attention(&mut self, _step: usize, _head: usize, _text: usize, _probs: &[f32]) {}
 
-    /// Hidden state `index`, `[tokens, hidden]`: 0 after the embeddings, `s + 1` after step `s`.
+    /// Hidden state `index`, `[tokens, hidden]`: 0 after the embeddings, `s + 1` after step `s`, the last one as the head
+    /// gets it.
     ///
     /// Under a token schedule, of the tokens that entered step `s`.
     fn hidden(&mut self, _index: usize, _x: &[f32]) {}
@@ -160,7 +164,9 @@ impl Encoder<'_> {
         let mut states = States::of(self.embed_under(batch, masks)?, batch);
         let mut frozen = (self.model.reads() == Reads::Every).then(|| Frozen::new(batch));
         observer.hidden(0, &states.x);
-        for (step, l) in self.stack().into_iter().enumerate() {
+        let stack = self.stack();
+        let last = stack.len();
+        for (step, l) in stack.into_iter().enumerate() {
             let layer = &self.layers[l];
             let schedule = self.tokens.as_ref().filter(|s| s.layers[step].is_some());
             let ranks = schedule.map(|s| Ranks::new(s, step, layer, &states.batch));
@@ -168,8 +174,11 @@ impl Encoder<'_> {
             let x = std::mem::take(&mut states.x);
             let x = self.layer(l, layer, x, &states.batch, masks, &mut watch);
             let kept = watch.ranks.map(|ranks| ranks.kept());
-            observer.hidden(step + 1, &x);
             states.x = x;
+            if let Some(norm) = self.final_norm.as_ref().filter(|_| step + 1 == last) {
+                norm.apply(&mut states.x);
+            }
+            observer.hidden(step + 1, &states.x);
             if let Some(kept) = kept {
                 observer.kept(step, &kept);
                 if let Some(frozen) = &mut frozen {
@@ -200,23 +209,32 @@ impl Encoder<'_> {
         let (attends, feeds) = (block(|m| &m.attention), block(|m| &m.ffn));
         let tokens = batch.tokens();
         if let Some(attention) = layer.attention.as_ref().filter(|_| attends != 0.0) {
-            observer.linear_input(index, Site::QueryKeyValue, &x);
+            let input = attention.norm.input(&x);
+            observer.linear_input(index, Site::QueryKeyValue, &input);
+            if let Some(table) = &self.distances {
+                observer.linear_input(index, Site::Distances, table);
+            }
             let heads = masks.map(|m| m.heads[index].as_slice());
             let mut seen = |head: usize, text: usize, probs: &mut [f32]| {
                 observer.attention(index, head, text, probs);
             };
-            let state = self.attention_context(attention, &x, batch, heads, &mut seen);
+            let state = self.attention_context(attention, &input, batch, heads, &mut seen);
+            drop(input);
             observer.linear_input(index, Site::AttentionOutput, &state.context);
             let y = block_output(&attention.output, &state.context, tokens, attends, channels);
             x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
-            apply_norm(&attention.norm, channels, &mut x);
+            if attention.norm.kind == Some(NormKind::Behind) {
+                apply_norm(&attention.norm, channels, &mut x);
+            }
         }
         if let Some(ffn) = layer.ffn.as_ref().filter(|_| feeds != 0.0) {
             if masks.is_none() && !observer.watches() {
                 return ffn.run(&x);
             }
-            observer.linear_input(index, Site::Up, &x);
-            let mut units = ffn.units(&x);
+            let input = ffn.norm.input(&x);
+            observer.linear_input(index, Site::Up, &input);
+            let mut units = ffn.units(&input);
+            drop(input);
             if let Some(mask) = masks.map(|m| &m.units[index]).filter(|m| !m.is_empty()) {
                 for row in units.chunks_exact_mut(mask.len()) {
                     row.iter_mut().zip(mask).for_each(|(u, m)| *u *= m);
@@ -225,7 +243,9 @@ impl Encoder<'_> {
             observer.linear_input(index, Site::Down, &units);
             let y = block_output(&ffn.down, &units, tokens, feeds, channels);
             x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
-            apply_norm(&ffn.norm, channels, &mut x);
+            if ffn.norm.kind == Some(NormKind::Behind) {
+                apply_norm(&ffn.norm, channels, &mut x);
+            }
         }
         x
     }
@@ -292,7 +312,9 @@ impl Encoder<'_> {
                 (None, Some(rows)) => add(rows.row(id as u32), 0, out),
                 (None, None) => add_table_row(&self.model.embeddings.word, id, out)?,
             }
-            add(&self.position, position, out);
+            if let Some(table) = &self.position {
+                add(table, position, out);
+            }
             if let Some(table) = &self.token_type {
                 let row = self.token_type_row(token_type);
                 if row >= config.token_types {
@@ -327,7 +349,9 @@ impl Encoder<'_> {
         let tokens = batch.tokens();
         let (heads, dim) = (attention.heads.len(), attention.head_dim);
         let width = heads * dim;
-        let qkv = attention.query_key_value(x, tokens);
+        let mut qkv = attention.query_key_value(x, tokens);
+        let positions = batch.positions.iter().copied();
+        attention.positions.turn(&mut qkv, (3 * width, 2 * width, dim), positions);
         let operands = attention.operands(&qkv, x);
         let mut context = vec![0.0; tokens * width];
         let mut probs = Vec::new();
@@ -368,8 +392,9 @@ impl Encoder<'_> {
         let tokens = qkv.len() / (3 * width);
         probs.resize(len * len, 0.0);
         let part = |which| qkv_part(qkv, tokens, width, which, from, len, head * dim, dim);
-        let scale = 1.0 / (dim as f32).sqrt();
+        let scale = self.score_scale(dim);
         kernels::product(MatMut::new(probs, len, len), part(0), part(1).t(), scale);
+        self.add_distances(attention, head, part(0), part(1), |i| i, probs);
         if let Some(bias) = bias {
             let rows = self.model.config.heads;
             let original = attention.heads[head];
@@ -377,8 +402,8 @@ impl Encoder<'_> {
             debug_assert!(original < rows, "head {original} of {rows}");
             probs.iter_mut().zip(bias).for_each(|(p, b)| *p += b);
         }
-        for row in probs.chunks_exact_mut(len) {
-            kernels::softmax(row);
+        for (at, row) in probs.chunks_exact_mut(len).enumerate() {
+            attention.positions.softmax(row, at);
         }
     }
 
@@ -428,9 +453,13 @@ impl Encoder<'_> {
         let per_text = |values, width| Output { values, width, per_token: false, pooled: None };
         let per_token = |values, width| Output { values, width, per_token: true, pooled: None };
         match &self.head {
-            RunHead::SequenceClassification { dense, norm, activation, out } => {
-                let mut pooled = pooler(dense, norm.as_ref(), &firsts());
+            RunHead::SequenceClassification { dense, norm, activation, last, mean, out } => {
+                let read = if *mean { pooled(batch, x, hidden, PoolMode::Mean) } else { firsts() };
+                let mut pooled = pooler(dense, norm.as_ref(), &read);
                 kernels::activate(*activation, &mut pooled);
+                if let Some(norm) = last {
+                    norm.apply(&mut pooled);
+                }
                 per_text(out.forward(&pooled), out.out)
             }
             RunHead::PerToken(out) => per_token(out.forward(x), out.out),
@@ -474,11 +503,14 @@ impl Encoder<'_> {
     /// If the head is another.
     pub fn pooled(&self, batch: &Batch, x: &[f32]) -> Vec<f32> {
         let RunHead::Embedding { pool, .. } = self.head else { panic!("no embedding head") };
-        let hidden = self.model.config.hidden;
-        let text =
-            |span: &[usize]| pool_states(pool, &x[span[0] * hidden..span[1] * hidden], hidden);
-        batch.starts.windows(2).flat_map(text).collect()
+        pooled(batch, x, self.model.config.hidden, pool)
     }
+}
+
+/// The states of every text as one, `[texts, hidden]`.
+fn pooled(batch: &Batch, x: &[f32], hidden: usize, pool: PoolMode) -> Vec<f32> {
+    let text = |span: &[usize]| pool_states(pool, &x[span[0] * hidden..span[1] * hidden], hidden);
+    batch.starts.windows(2).flat_map(text).collect()
 }
 
 /// `dense(x)`, with a norm `norm(dense(x)) + x`, `[texts, hidden]`: what the activation of a pooler sees.
@@ -544,8 +576,11 @@ impl RunFeedForward<'_> {
         for (x, y) in x.chunks(most * hidden).zip(y.chunks_mut(most * hidden)) {
             let tokens = x.len() / hidden;
             units.resize(tokens * width, 0.0);
-            self.up.multiply(&Inputs::new(x, tokens), MatMut::new(&mut units, tokens, width));
+            let input = self.norm.input(x);
+            let inputs = Inputs::new(&input, tokens);
+            self.up.multiply(&inputs, MatMut::new(&mut units, tokens, width));
             kernels::activate(self.activation, &mut units);
+            self.gate(&inputs, &mut units);
             self.down.multiply(&Inputs::new(&units, tokens), MatMut::new(y, tokens, hidden));
             self.norm.apply_sum(y, x);
         }
@@ -553,11 +588,19 @@ impl RunFeedForward<'_> {
         y
     }
 
-    /// The units' values, `[tokens, ffn]`.
+    /// The units' values, `[tokens, ffn]`, of what the block multiplies.
     pub fn units(&self, x: &[f32]) -> Vec<f32> {
         let mut units = self.up.forward(x);
         kernels::activate(self.activation, &mut units);
+        self.gate(&Inputs::new(x, x.len() / self.up.input), &mut units);
         units
+    }
+
+    fn gate(&self, x: &Inputs, units: &mut [f32]) {
+        let Some(gate) = &self.gate else { return };
+        let mut by = vec![0.0; units.len()];
+        gate.multiply(x, MatMut::new(&mut by, x.rows, gate.out));
+        units.iter_mut().zip(by).for_each(|(u, by)| *u *= by);
     }
 
     /// Second matrix, residual and LayerNorm.

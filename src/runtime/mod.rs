@@ -12,6 +12,7 @@ mod integer;
 pub mod kernels;
 pub mod lookup;
 pub mod masked;
+mod positions;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
@@ -23,3 +24,4 @@ pub use encoder::{
 };
 pub use forward::{Everything, NoObserver, Observer, Output, Site};
 pub use forward::{normalize_rows, position_rows, relative_bucket};
+pub use positions::RunPositions;

@@ -353,10 +353,15 @@ impl<'a> Bench<'a> {
 fn has_tables_of(model: &Model, teacher: &Model) -> bool {
     let (own, theirs) = (&model.embeddings, &teacher.embeddings);
     let same = |a: &Tensor, b: &Tensor| std::ptr::eq(a.bytes(), b.bytes());
-    match (&own.word, &theirs.word) {
-        (Weight::Dense(a), Weight::Dense(b)) => same(a, b) && same(&own.position, &theirs.position),
+    let words = match (&own.word, &theirs.word) {
+        (Weight::Dense(a), Weight::Dense(b)) => same(a, b),
         _ => false,
-    }
+    };
+    words
+        && match (&own.position, &theirs.position) {
+            (Some(a), Some(b)) => same(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        }
 }
 
 /// The share of `texts` that `rung` has, without what variants are judged by.

@@ -3,7 +3,7 @@
 
 use super::backward::Back;
 use crate::model::slice::Masks;
-use crate::runtime::{Dense, RunAttention, RunFeedForward, RunLayer, RunNorm};
+use crate::runtime::{Dense, RunAttention, RunFeedForward, RunLayer, RunNorm, RunPositions};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -55,10 +55,12 @@ impl Compact {
                         heads: heads.iter().map(|&h| a.heads[h]).collect(),
                         head_dim: a.head_dim,
                         binary: None,
+                        positions: RunPositions::default(),
                     }
                 }),
                 ffn: ffn.map(|f| RunFeedForward {
                     up: rows(&f.up, &units),
+                    gate: None,
                     down: columns(&f.down, &units),
                     norm: owned(&f.norm),
                     activation: f.activation,
@@ -160,7 +162,7 @@ fn spread(heads: &[usize], dim: usize) -> Vec<usize> {
 
 fn owned(norm: &RunNorm) -> RunNorm<'static> {
     let [weight, bias] = [&norm.weight, &norm.bias].map(|values| Cow::Owned(values.to_vec()));
-    RunNorm { weight, bias, eps: norm.eps }
+    RunNorm { weight, bias, eps: norm.eps, kind: norm.kind }
 }
 
 fn rows(linear: &Dense, keep: &[usize]) -> Dense<'static> {

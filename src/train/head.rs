@@ -78,7 +78,7 @@ pub fn forward(
     tape.states =
         tape.picked.iter().flat_map(|&t| &last[t * hidden..(t + 1) * hidden]).copied().collect();
     match &encoder.head {
-        RunHead::SequenceClassification { dense, norm, activation, out } => {
+        RunHead::SequenceClassification { dense, norm, activation, out, .. } => {
             tape.inner = dense.forward(&tape.states);
             if let Some(norm) = norm {
                 tape.activated = tape.inner.clone();
@@ -141,7 +141,7 @@ pub fn backward(
     let mut back = vec![0.0; last.len()];
     let head = grads.as_deref_mut().map(|g| &mut g.head);
     match &encoder.head {
-        RunHead::SequenceClassification { dense, norm, activation, out } => {
+        RunHead::SequenceClassification { dense, norm, activation, out, .. } => {
             let mut inner = input_gradient(out, grad);
             tape.dropout.rows(&mut inner, (0, DropSite::Head), 0, dense.out);
             activation_gradient(*activation, &tape.inner, &mut inner);

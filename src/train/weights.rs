@@ -236,7 +236,7 @@ fn tables(encoder: &Encoder, grads: &mut Encoder, tape: &Tape, grad: &[f32]) {
         }
     };
     row_of(grads.word.as_mut(), &|t| batch.ids[t] as usize);
-    row_of(Some(&mut grads.position), &|t| positions[t] as usize);
+    row_of(grads.position.as_mut(), &|t| positions[t] as usize);
     row_of(grads.token_type.as_mut(), &|t| encoder.token_type_row(batch.type_ids[t] as usize));
     row_of(grads.task_type.as_mut(), &|_| 0);
 }

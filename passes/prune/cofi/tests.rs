@@ -169,13 +169,13 @@ fn one_step_moves_what_is_trained_and_nothing_else() {
     let same = |a: &[Tensor], b: &[Tensor]| a.iter().map(name).eq(b.iter().map(name));
     let tables = |m: &Model| {
         let e = &m.embeddings;
-        [e.word.tensors(), vec![e.position.clone()], e.norm.tensors()].concat()
+        [e.word.tensors(), e.position.iter().cloned().collect(), e.norm.tensors()].concat()
     };
     assert!(same(&tables(&model), &tables(&after)), "embeddings are frozen");
     let blocks = |layer: &Layer| {
         let a = layer.attention.as_ref().expect("attention");
         let f = layer.ffn.as_ref().expect("a block");
-        (a.norm.tensors(), f.norm.tensors(), f.up.tensors())
+        (a.norm.as_ref().expect("there").tensors(), f.norm.tensors(), f.up.tensors())
     };
     for (l, (b, a)) in model.layers.iter().zip(&after.layers).enumerate() {
         let ((bn, bf, bu), (an, af, au)) = (blocks(b), blocks(a));

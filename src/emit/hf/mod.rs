@@ -43,7 +43,7 @@ impl Parts {
         let mut plain = |name: &str, tensor: &Tensor| {
             self.tensors.push(tensor.clone().renamed(format!("{prefix}{name}")));
         };
-        plain("positions", &e.position);
+        e.position.iter().for_each(|t| plain("positions", t));
         e.token_type.iter().for_each(|t| plain("token_types", t));
         model.relative_bias.iter().for_each(|t| plain("relative_bias", t));
         if let Some(table) = &e.task_type {
@@ -65,7 +65,8 @@ impl Parts {
                 for (name, linear) in linears {
                     self.matrix(prefix, &format!("layers.{i}.attention.{name}"), linear);
                 }
-                self.norm(&format!("{prefix}layers.{i}.attention.norm"), &a.norm);
+                let name = format!("{prefix}layers.{i}.attention.norm");
+                a.norm.iter().for_each(|norm| self.norm(&name, norm));
             }
             if let Some(f) = &layer.ffn {
                 self.matrix(prefix, &format!("layers.{i}.ffn.up"), &f.up);
@@ -111,7 +112,8 @@ impl Parts {
 
     fn norm(&mut self, name: &str, norm: &Norm) {
         self.tensors.push(norm.weight.clone().renamed(format!("{name}.weight")));
-        self.tensors.push(norm.bias.clone().renamed(format!("{name}.bias")));
+        let bias = norm.bias.iter().cloned();
+        self.tensors.extend(bias.map(|bias| bias.renamed(format!("{name}.bias"))));
     }
 
     fn table(&mut self, word: &Weight) {

@@ -154,8 +154,11 @@ impl<'m> Builder<'m> {
                 g.op("Add", &[&counted, &pad])
             }
         };
-        let position = g.rows(&e.position, &positions)?;
-        let mut x = g.op("Add", &[&word, &position]);
+        let mut x = word;
+        if let Some(table) = &e.position {
+            let position = g.rows(table, &positions)?;
+            x = g.op("Add", &[&x, &position]);
+        }
         if let Some(table) = &e.token_type {
             let row = match config.token_types {
                 1 => {
@@ -266,12 +269,12 @@ impl<'m> Builder<'m> {
         let context = context.as_deref().unwrap_or(residual);
         let y = self.linears.forward(&mut self.graph, &a.output, context, residual)?;
         let y = self.graph.op("Add", &[&y, residual]);
-        self.norm(&a.norm, &y)
+        self.norm(a.norm.as_ref().expect("other families are refused"), &y)
     }
 
     /// The feed-forward block of a layer, if it is there.
     fn block(&mut self, layer: &'m Layer, x: Value) -> Result<Value> {
-        let Some(FeedForward { up, down, norm }) = &layer.ffn else { return Ok(x) };
+        let Some(FeedForward { up, down, norm, .. }) = &layer.ffn else { return Ok(x) };
         let y = match down.weight.cols() {
             0 => self.linears.forward(&mut self.graph, down, &x, &x)?,
             _ => {
@@ -289,7 +292,8 @@ impl<'m> Builder<'m> {
     }
 
     fn norm(&mut self, norm: &'m Norm, x: &str) -> Result<Value> {
-        let (scale, shift) = (self.graph.wide(&norm.weight)?, self.graph.wide(&norm.bias)?);
+        let shift = norm.bias.as_ref().expect("other families are refused");
+        let (scale, shift) = (self.graph.wide(&norm.weight)?, self.graph.wide(shift)?);
         let eps = Attribute::Float(self.model.config.eps);
         let attributes = [("axis", Attribute::Int(-1)), ("epsilon", eps)];
         Ok(self.graph.with("LayerNormalization", &[x, &scale, &shift], &attributes))

@@ -111,7 +111,11 @@ impl Encoder<'_> {
         }
         let layers = layer..self.stack().len();
         if reads != Reads::Every || self.tokens.is_none() {
-            return self.through(layers, states, None);
+            let mut last = self.through(layers, states, None);
+            if let Some(norm) = &self.final_norm {
+                norm.apply(&mut last.x);
+            }
+            return last;
         }
         let mut frozen = Frozen::new(batch);
         let last = self.through(layers, states, Some(&mut frozen));
@@ -133,13 +137,21 @@ impl Encoder<'_> {
         if attention.binary.is_some() {
             return self.attend_by_signs(layer, attention, states, leaves);
         }
-        let query = |x: &[f32], rows: usize| attention.query.forward_rows(x, rows);
-        let kv = key_value(&attention.key, &attention.value, x, tokens);
+        let x = &attention.norm.input(x);
+        let (dim, positions) = (attention.head_dim, &attention.positions);
+        let query = |of: &[usize]| {
+            let mut queries = attention.query.forward_rows(&rows(x, hidden, of), of.len());
+            let at = of.iter().map(|&t| batch.positions[t]);
+            positions.turn(&mut queries, (width, width, dim), at);
+            queries
+        };
+        let mut kv = key_value(&attention.key, &attention.value, x, tokens);
+        positions.turn(&mut kv, (2 * width, width, dim), batch.positions.iter().copied());
         let firsts = batch.firsts();
         let mut probs = Vec::new();
         let (kept, context) = match leaves {
             Leaves::Ranked(schedule) if schedule.score == Score::Received => {
-                let queries = query(x, tokens);
+                let queries = attention.query.forward_rows(x, tokens);
                 let mut importance = Importance::new(schedule.score, tokens);
                 let (mut kept, mut context) = (Vec::new(), Vec::new());
                 for span in batch.starts.windows(2) {
@@ -169,7 +181,7 @@ impl Encoder<'_> {
             _ => {
                 let mut kept = firsts.to_vec();
                 if let Leaves::Ranked(schedule) = leaves {
-                    let queries = query(&rows(x, hidden, firsts), firsts.len());
+                    let queries = query(firsts);
                     let mut importance = Importance::new(schedule.score, tokens);
                     for (i, span) in batch.starts.windows(2).enumerate() {
                         let (from, len) = (span[0], span[1] - span[0]);
@@ -189,7 +201,7 @@ impl Encoder<'_> {
                     }
                     kept = importance.kept(schedule, layer, batch);
                 }
-                let queries = query(&rows(x, hidden, &kept), kept.len());
+                let queries = query(&kept);
                 let mut context = Vec::with_capacity(kept.len() * width);
                 let mut row = 0;
                 for span in batch.starts.windows(2) {
@@ -255,7 +267,7 @@ impl Encoder<'_> {
     ) {
         let (heads, dim, len) = (attention.heads.len(), attention.head_dim, text.len);
         let (width, count) = (heads * dim, of.len());
-        let scale = 1.0 / (dim as f32).sqrt();
+        let scale = self.score_scale(dim);
         out.clear();
         out.resize(heads * count * len, 0.0);
         let rows = text.queries.len() / width.max(1);
@@ -264,12 +276,13 @@ impl Encoder<'_> {
             let q = Mat::new(text.queries, rows, width).columns(head * dim, dim).block(row, count);
             let k = text.keys(width, head * dim, dim);
             kernels::product(MatMut::new(probs, count, len), q, k.t(), scale);
+            self.add_distances(attention, head, q, k, |i| of[i] - text.from, probs);
             for (&token, probs) in of.iter().zip(probs.chunks_exact_mut(len)) {
                 if let Some(bias) = bias {
                     let from = (attention.heads[head] * len + token - text.from) * len;
                     probs.iter_mut().zip(&bias[from..]).for_each(|(p, b)| *p += b);
                 }
-                kernels::softmax(probs);
+                attention.positions.softmax(probs, token - text.from);
             }
         }
     }
