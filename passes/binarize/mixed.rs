@@ -329,7 +329,8 @@ impl Observer for Inputs<'_> {
             Site::AttentionOutput => Place::AttentionOutput,
             Site::Up => Place::Up,
             Site::Down => Place::Down,
-            Site::Distances => return,
+            // Of families whose forms are chosen by weights alone.
+            _ => return,
         };
         let tokens = self.weights.tokens(self.batch, layer, place);
         let width = x.len().checked_div(tokens).unwrap_or(0);

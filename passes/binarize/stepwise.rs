@@ -90,7 +90,12 @@ impl Binarize {
 fn sites(layer: &Layer) -> Vec<(Site, Range<usize>)> {
     let mut sites: Vec<(Site, Range<usize>)> = Vec::new();
     for (i, (role, _)) in layer.linears().into_iter().enumerate() {
-        let site = Site::of(role);
+        let earlier = |role: &str| layer.linears()[..i].iter().filter(|(r, _)| *r == role).count();
+        let site = match Site::of(role) {
+            Site::MoreUp(_) => Site::MoreUp(earlier(role)),
+            Site::MoreDown(_) => Site::MoreDown(earlier(role)),
+            site => site,
+        };
         match sites.last_mut() {
             Some((last, range)) if *last == site => range.end = i + 1,
             _ => sites.push((site, i..i + 1)),

@@ -367,7 +367,7 @@ fn packing_is_done_once() {
 
 #[test]
 fn packing_a_tied_table_leaves_no_stale_copy() {
-    for family in family::ALL {
+    for family in family::ALL.iter().filter(|f| f.tasks.contains(&Task::MaskedLm)) {
         let mut parts = parts(family.model_type, Task::MaskedLm, 53);
         let name = format!("{}.weight", family.masked_lm.decoder);
         let word = format!("{}{}.weight", family.prefix, family.word);
@@ -451,7 +451,7 @@ impl Observer for Inputs {
             Site::AttentionOutput => Place::AttentionOutput,
             Site::Up => Place::Up,
             Site::Down => Place::Down,
-            Site::Distances => unreachable!("of DeBERTa"),
+            other => unreachable!("{other:?} of another family"),
         };
         let moments = self.moments.entry((layer, site)).or_insert_with(|| Moments::new(width, 0));
         moments.add(&self.weights.apply(self.batch, layer, place, x), &[]);

@@ -53,7 +53,7 @@ fn fitted(tensor: &Tensor, plan: &Plan) -> f64 {
 fn layers_do_not_matter_to_it() {
     let model = tiny("bert", Task::SequenceClassification, 82);
     let mut cut = model.clone();
-    cut.layers[1] = Layer { attention: None, ffn: None };
+    cut.layers[1] = Layer { attention: None, ffn: None, bottleneck: None };
     let bytes = |tensors: Vec<Tensor>| -> Vec<(String, Vec<u8>)> {
         tensors.into_iter().map(|t| (t.name.clone(), t.bytes().to_vec())).collect()
     };

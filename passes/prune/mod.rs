@@ -526,7 +526,7 @@ fn cut(layer: &Layer, kept: &Kept) -> Result<Layer> {
         Some(f) if kept.units.len() < f.units() => Some(f.select_units(&kept.units)?),
         other => other.clone(),
     };
-    Ok(Layer { attention, ffn })
+    Ok(Layer { attention, ffn, bottleneck: layer.bottleneck.clone() })
 }
 
 /// One entry for every matrix whose shape or values changed, those of blocks that are gone among them.

@@ -142,6 +142,10 @@ impl Padded {
                 };
                 values.iter().map(convert).collect()
             };
+            let beside = [first.checked_sub(1), Some(last + 1).filter(|&at| at < tokens)];
+            let beside = beside.map(|at| at.map(|at| unsigned(&[ids[row * tokens + at]])));
+            let [before, behind] = beside.map(Option::transpose);
+            batch.padding.push([before?, behind?].map(|ids| ids.map(|ids| ids[0])));
             batch.push(&unsigned(&ids[live.clone()])?, &unsigned(&types[live])?, row);
             offsets.push(first);
             // Positions count from the row's first column, padding on the left included.

@@ -35,8 +35,8 @@ use std::process::ExitCode;
 
 /// Makes transformer encoders small and fast.
 ///
-/// Reads a Hugging Face checkpoint (BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA, MPNet, ERNIE), runs passes
-/// over it, and writes a smaller checkpoint with a report of what it cost.
+/// Reads a Hugging Face checkpoint (BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA, MPNet, ERNIE, ALBERT,
+/// ModernBERT, DeBERTa, MobileBERT), runs passes over it, and writes a smaller checkpoint with a report of what it cost.
 #[derive(Debug, Parser)]
 #[command(
     name = "compress",

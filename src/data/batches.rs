@@ -61,6 +61,7 @@ mod tests {
                     positions: vec![0, 0, 1, 0, 1, 2],
                     starts: vec![0, 1, 3, 6],
                     rows: vec![1, 3, 0],
+                    padding: Vec::new(),
                 },
                 Batch {
                     ids: vec![12, 12, 12],
@@ -68,6 +69,7 @@ mod tests {
                     positions: vec![0, 1, 2],
                     starts: vec![0, 3],
                     rows: vec![2],
+                    padding: Vec::new(),
                 },
             ]
         );

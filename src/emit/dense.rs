@@ -7,7 +7,7 @@
 use super::unread;
 use crate::Result;
 use crate::checkpoint::{Dtype, Tensor};
-use crate::model::{Activations, FeedForward, Linear, Model, Weight};
+use crate::model::{Activations, FeedForward, Layer, Linear, Model, Weight};
 use serde_json::{Value, json};
 
 /// What of `model` a padded checkpoint cannot say.
@@ -22,7 +22,7 @@ pub fn refusal(model: &Model) -> Option<String> {
     if hidden < pooled {
         return Some(format!("{hidden} of {pooled} hidden dimensions are left"));
     }
-    let gone = |l: &crate::model::Layer| l.attention.is_none() || l.ffn.is_none();
+    let gone = |l: &Layer| l.attention.is_none() || l.ffn.is_none();
     if let Some(layer) = model.compacted().layers.iter().position(gone) {
         return Some(format!("layer {layer} has lost a block with its LayerNorm"));
     }
@@ -59,6 +59,10 @@ pub fn padded(model: &Model) -> Result<(Model, Value)> {
             f.up = spread(&f.up, Some((&units, ffn)), None)?;
             f.down = spread(&f.down, None, Some((&units, ffn)))?;
         }
+    }
+    // Of families that are not cut, and of what a bottleneck has besides.
+    for linear in model.layers.iter_mut().flat_map(Layer::linears_mut) {
+        *linear = spread(linear, None, None)?;
     }
     for linear in model.embeddings.project.iter_mut().chain(model.head.linears_mut()) {
         *linear = spread(linear, None, None)?;

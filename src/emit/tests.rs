@@ -20,7 +20,7 @@ fn padded_matrices_change_no_answer() {
         let f = model.layers[1].ffn.as_mut().unwrap();
         f.up = f.up.select_outputs(&units).unwrap();
         f.down = f.down.select_inputs(&units).unwrap();
-        model.layers[2] = Layer { attention: None, ffn: None };
+        model.layers[2] = Layer { attention: None, ffn: None, bottleneck: None };
         let (dense, config) = padded(&model).unwrap();
         assert!(dense.tensors_load_natively() && config.get("compress").is_none());
         let batch = batch(6, &[5, 1, 9]);

@@ -2,6 +2,7 @@
 
 use super::Features;
 use super::family::{self, Activation, Family, Project};
+use super::features::Narrow;
 use super::features::{activation, number_or_zero};
 use crate::{Error, Result};
 use serde_json::Value;
@@ -160,8 +161,12 @@ impl Config {
             },
         };
         let heads = number_below(&raw, keys.heads, MAX_HEADS)?;
-        if whole % heads != 0 {
-            return Err(config(keys.heads, heads, format!("a divisor of {} {whole}", keys.hidden)));
+        let (stream, of) = match Narrow::parse(&raw, family)? {
+            Some(narrow) => (narrow.width, "intra_bottleneck_size"),
+            None => (whole, keys.hidden),
+        };
+        if stream % heads != 0 {
+            return Err(config(keys.heads, heads, format!("a divisor of {of} {stream}")));
         }
         let activation = activation(&raw, keys.activation, family.default_activation)?;
         let eps = match object.get(keys.eps) {
@@ -193,6 +198,12 @@ impl Config {
             Some(Project::WhereNarrow(_)) => {
                 Some(number_or(&raw, "embedding_size", whole)?).filter(|&n| n != whole)
             }
+            // Of one word as wide as the others there is nothing to project.
+            Some(Project::Words(_)) => {
+                let width = number_or(&raw, "embedding_size", 128)?;
+                let three = Narrow::parse(&raw, family)?.is_some_and(|narrow| narrow.words > 1);
+                Some(width).filter(|&width| three || width != whole)
+            }
             Some(Project::Always(_, default)) => Some(number_or(&raw, "embedding_size", default)?),
             None => None,
         };
@@ -204,7 +215,7 @@ impl Config {
             }
             None => (None, 1),
         };
-        let features = Features::parse(&raw, family, depth, whole / heads)?;
+        let features = Features::parse(&raw, family, depth, stream / heads)?;
         let config = Config {
             hidden,
             pooled: whole,
@@ -212,7 +223,7 @@ impl Config {
             shared,
             inner,
             heads,
-            head_dim: whole / heads,
+            head_dim: stream / heads,
             ffn: number(&raw, keys.ffn)?,
             vocab: number(&raw, "vocab_size")?,
             max_positions: number_or(&raw, "max_position_embeddings", family.default_positions)?,
@@ -406,7 +417,7 @@ mod tests {
 
     #[test]
     fn refusals_name_what_was_found_and_what_is_known() {
-        insta::assert_snapshot!(error(|c| c["model_type"] = json!("llama")), @"model family `llama` is not supported; this build knows: bert, roberta, xlm-roberta, distilbert, electra, mpnet, ernie, albert, modernbert, deberta-v2");
+        insta::assert_snapshot!(error(|c| c["model_type"] = json!("llama")), @"model family `llama` is not supported; this build knows: bert, roberta, xlm-roberta, distilbert, electra, mpnet, ernie, albert, modernbert, deberta-v2, mobilebert");
         insta::assert_snapshot!(error(|c| c["architectures"] = json!(["BertForNextSentencePrediction"])), @"architecture `BertForNextSentencePrediction` is not supported; this build knows: BertForSequenceClassification, BertForTokenClassification, BertForQuestionAnswering, BertForMaskedLM, BertModel");
         insta::assert_snapshot!(error(|c| c["num_attention_heads"] = json!(3)), @"config.json: `num_attention_heads` is 3, expected a divisor of hidden_size 8; use the config.json that was saved with these weights");
         insta::assert_snapshot!(error(|c| c["hidden_size"] = json!(-1)), @"config.json: `hidden_size` is -1, expected an integer from 1 to 16777215; use the config.json that was saved with these weights");

@@ -47,6 +47,17 @@ impl Cost {
                 let params = linears().map(|l| l.params()).sum::<usize>() + f.norm.params();
                 add(&mut ffn, part(tensors, params));
             }
+            if let Some(n) = &layer.bottleneck {
+                let linears = || {
+                    let ways = [&n.input, &n.output].into_iter();
+                    let shared = n.shared.iter().map(|(linear, _)| linear);
+                    ways.chain(shared).chain(n.more.iter().flat_map(|f| [&f.up, &f.down]))
+                };
+                let tensors = linears().flat_map(Linear::tensors);
+                let tensors = tensors.chain(n.norms().flat_map(Norm::tensors)).collect();
+                let params = linears().map(Linear::params).chain(n.norms().map(Norm::params)).sum();
+                add(&mut ffn, part(tensors, params));
+            }
         }
         let mut bias: Vec<Tensor> = model.relative_bias.iter().cloned().collect();
         bias.extend(model.distances.iter().map(|(table, _)| table.clone()));
@@ -218,6 +229,8 @@ fn through(
         // Of these the layer computes all.
         let m = match reads {
             Reads::Every => n,
+            // Of a layer with a bottleneck all is computed.
+            _ if layer.bottleneck.is_some() => n,
             _ if firsts => 1.0,
             _ => lengths[1],
         };
@@ -239,13 +252,19 @@ fn through(
             products += square(queries);
             // What is made of distances is made once; each text meets those that it has.
             if let Some(d) = &model.config.features.distances {
-                let rows = (2.0 * n - 1.0).min(2.0 * d.span() as f64);
+                let last = n as i64 - 1;
+                let rows = (d.row(last) + 1 - d.row(-last)) as f64;
                 let (c2p, p2c) = (f64::from(u8::from(d.c2p)), f64::from(u8::from(d.p2c)));
                 products += rows * width * (c2p * queries + p2c * n);
             }
         }
         if let Some(f) = &layer.ffn {
             ffn += m * (each(&f.up) + f.gate.as_ref().map_or(0.0, each) + each(&f.down));
+        }
+        if let Some(neck) = &layer.bottleneck {
+            let more = neck.more.iter().map(|f| each(&f.up) + each(&f.down)).sum::<f64>();
+            let shared = neck.shared.iter().map(|(linear, _)| each(linear)).sum::<f64>();
+            ffn += m * (each(&neck.input) + shared + more + each(&neck.output));
         }
     }
     [linears, products, ffn]

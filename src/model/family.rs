@@ -4,7 +4,7 @@
 //! its quirks as named options. The one encoder in `runtime` runs them all. To add a family, add a
 //! row; if a row cannot say what the family does, the missing feature belongs into these types.
 
-use super::Task;
+use super::{NormKind, Task};
 
 /// How token positions become rows of the position table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct DistanceNames {
 pub enum Project {
     /// Behind the LayerNorm of the tables, where the widths differ (ELECTRA).
     WhereNarrow(&'static str),
+    /// Of words alone, before the other tables are added: of one, or of three in a row (MobileBERT).
+    Words(&'static str),
     /// Behind the LayerNorm of the tables, always; with the width where config.json has no `embedding_size` (ALBERT).
     Always(&'static str, usize),
 }
@@ -51,7 +53,7 @@ pub enum Project {
 impl Project {
     pub fn name(self) -> &'static str {
         match self {
-            Project::WhereNarrow(name) | Project::Always(name, _) => name,
+            Project::WhereNarrow(name) | Project::Words(name) | Project::Always(name, _) => name,
         }
     }
 }
@@ -150,8 +152,8 @@ pub struct Family {
     pub ffn_norm: &'static str,
     /// MPNet's bias on attention scores by bucketed distance, `[32, heads]`, shared by all layers.
     pub relative_bias: Option<&'static str>,
-    /// LayerNorms stand before their blocks, and this one behind the last (ModernBERT). Its first layer has none before
-    /// attention.
+    pub norms: NormKind,
+    /// Behind the last layer, where norms come first (ModernBERT). Its first layer has none before attention.
     pub final_norm: Option<&'static str>,
     /// The matrix that query, key and value are stored in, one below the other.
     pub joined_attention: Option<&'static str>,
@@ -162,6 +164,8 @@ pub struct Family {
     /// Positions turn queries and keys, and layers may see a window alone (ModernBERT).
     pub rotary: bool,
     pub distances: Option<DistanceNames>,
+    /// Before the names of what makes a layer's narrow stream (MobileBERT).
+    pub bottleneck: Option<&'static str>,
 
     /// `pad_token_id` when config.json has none, as in the family's configuration class.
     pub default_pad_id: u32,
@@ -215,12 +219,14 @@ const BERT: Family = Family {
     down: "output.dense",
     ffn_norm: "output.LayerNorm",
     relative_bias: None,
+    norms: NormKind::Behind,
     final_norm: None,
     joined_attention: None,
     gate: None,
     joined_ffn: None,
     rotary: false,
     distances: None,
+    bottleneck: None,
     default_pad_id: 0,
     default_activation: Activation::Gelu,
     default_eps: 1e-12,
@@ -396,6 +402,7 @@ const MODERNBERT: Family = Family {
     joined_ffn: Some("mlp.Wi"),
     down: "mlp.Wo",
     ffn_norm: "mlp_norm",
+    norms: NormKind::First,
     final_norm: Some("final_norm"),
     rotary: true,
     default_pad_id: 50283,
@@ -443,6 +450,27 @@ const DEBERTA_V2: Family = Family {
     ..BERT
 };
 
+/// Layers work in a stream that is narrower than the one between them, with several feed-forward blocks, and scale where
+/// others normalise.
+const MOBILEBERT: Family = Family {
+    model_type: "mobilebert",
+    class: "MobileBert",
+    prefix: "mobilebert.",
+    project: Some(Project::Words("embeddings.embedding_transformation")),
+    norms: NormKind::Scale,
+    bottleneck: Some("bottleneck."),
+    default_activation: Activation::Relu,
+    tasks: &[
+        Task::SequenceClassification,
+        Task::TokenClassification,
+        Task::QuestionAnswering,
+        Task::Embedding,
+        Task::Bare,
+    ],
+    feature: Some("bottlenecks"),
+    ..BERT
+};
+
 /// Every family of this build.
 pub const ALL: &[Family] = &[
     BERT,
@@ -455,6 +483,7 @@ pub const ALL: &[Family] = &[
     ALBERT,
     MODERNBERT,
     DEBERTA_V2,
+    MOBILEBERT,
 ];
 
 /// Those that gradients go back through and that can be cut.

@@ -17,6 +17,8 @@ pub struct Features {
     pub head_activation: Option<Activation>,
     /// DeBERTa.
     pub distances: Option<Distances>,
+    /// MobileBERT.
+    pub bottleneck: Option<Narrow>,
     /// DeBERTa: whether absolute positions have a table.
     pub positions: bool,
 }
@@ -85,6 +87,52 @@ impl Distances {
     }
 }
 
+/// MobileBERT's layers (Sun et al. 2020, §3).
+#[derive(Debug, Clone, Copy)]
+pub struct Narrow {
+    /// Of the stream within a layer.
+    pub width: usize,
+    /// Whether queries and keys have a bottleneck of their own, and values none.
+    pub shared: bool,
+    /// Feed-forward blocks of a layer.
+    pub ffns: usize,
+    /// Words that the embedding of one is made of: 1 or 3.
+    pub words: usize,
+}
+
+impl Narrow {
+    /// `None` for families without.
+    pub fn parse(raw: &Value, family: &Family) -> Result<Option<Narrow>> {
+        if family.bottleneck.is_none() {
+            return Ok(None);
+        }
+        for key in ["use_bottleneck", "classifier_activation"] {
+            if !flag(raw, key, true)? {
+                return Err(bad(key, "false", "true: MobileBERT without is not supported"));
+            }
+        }
+        if raw.get("normalization_type").is_some_and(|kind| kind != "no_norm") {
+            return Err(bad("normalization_type", &raw["normalization_type"], "no_norm"));
+        }
+        let all = flag(raw, "use_bottleneck_attention", false)?;
+        if !all && !flag(raw, "key_query_shared_bottleneck", true)? {
+            let expected =
+                "true, or use_bottleneck_attention: queries have no inputs of their width";
+            return Err(bad("key_query_shared_bottleneck", "false", expected));
+        }
+        let ffns = number_or(raw, "num_feedforward_networks", 4)?;
+        if ffns > 64 {
+            return Err(bad("num_feedforward_networks", ffns, "at most 64"));
+        }
+        Ok(Some(Narrow {
+            width: number_or(raw, "intra_bottleneck_size", 128)?,
+            shared: !all,
+            ffns,
+            words: if flag(raw, "trigram_input", true)? { 3 } else { 1 },
+        }))
+    }
+}
+
 const ALL: Biases = Biases { attention: true, ffn: true, head: true, norm: true };
 
 impl Features {
@@ -99,6 +147,7 @@ impl Features {
             pool: PoolMode::Cls,
             head_activation,
             distances: None,
+            bottleneck: Narrow::parse(raw, family)?,
             positions: true,
         };
         if family.rotary {
@@ -123,7 +172,7 @@ impl Features {
             if !flag(raw, "decoder_bias", true)? {
                 return Err(bad("decoder_bias", "false", "true: the head has a bias"));
             }
-            if head_dim % 2 != 0 {
+            if !head_dim.is_multiple_of(2) {
                 let expected = "heads of an even width, which rotary positions turn in pairs";
                 return Err(bad("num_attention_heads", &raw["num_attention_heads"], expected));
             }
@@ -393,5 +442,13 @@ mod tests {
         insta::assert_snapshot!(deberta(json!({"relative_attention": true, "norm_rel_ebd": "batch"})), @r#"config.json: `norm_rel_ebd` is "batch", expected none or layer_norm"#);
         insta::assert_snapshot!(deberta(json!({"relative_attention": true, "position_buckets": 2})), @"config.json: `position_buckets` is 2, expected -1, or at least 4 and below twice the 512 positions");
         insta::assert_snapshot!(deberta(json!({"relative_attention": true, "max_relative_positions": 1e9})), @"config.json: `max_relative_positions` is 1000000000.0, expected an integer below 16777216");
+        let mobile = |change| error("mobilebert", "MobileBertModel", change);
+        insta::assert_snapshot!(mobile(json!({"use_bottleneck": false})), @"config.json: `use_bottleneck` is false, expected true: MobileBERT without is not supported");
+        insta::assert_snapshot!(mobile(json!({"classifier_activation": false})), @"config.json: `classifier_activation` is false, expected true: MobileBERT without is not supported");
+        insta::assert_snapshot!(mobile(json!({"normalization_type": "layer_norm"})), @r#"config.json: `normalization_type` is "layer_norm", expected no_norm"#);
+        insta::assert_snapshot!(mobile(json!({"key_query_shared_bottleneck": false})), @"config.json: `key_query_shared_bottleneck` is false, expected true, or use_bottleneck_attention: queries have no inputs of their width");
+        insta::assert_snapshot!(mobile(json!({"num_feedforward_networks": 65})), @"config.json: `num_feedforward_networks` is 65, expected at most 64");
+        insta::assert_snapshot!(mobile(json!({"intra_bottleneck_size": 7})), @"config.json: `num_attention_heads` is 2, expected a divisor of intra_bottleneck_size 7");
+        insta::assert_snapshot!(error("mobilebert", "MobileBertForMaskedLM", json!({})), @"architecture `MobileBertForMaskedLM` is not supported; this build knows: MobileBertForSequenceClassification, MobileBertForTokenClassification, MobileBertForQuestionAnswering, MobileBertModel");
     }
 }

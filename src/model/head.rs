@@ -15,7 +15,7 @@ pub enum Head {
         norm: Option<Norm>,
         activation: Activation,
         /// ModernBERT: behind the activation.
-        last: Option<Norm>,
+        last: Option<Box<Norm>>,
         /// Whether all tokens' mean stands in the place of the first's state (ModernBERT).
         mean: bool,
         out: Linear,
@@ -52,7 +52,7 @@ impl Head {
     pub fn tensors(&self) -> Vec<Tensor> {
         match self {
             Head::SequenceClassification { dense, norm, last, out, .. } => {
-                let norms = norm.iter().chain(last).flat_map(Norm::tensors).collect();
+                let norms = norm.iter().chain(last.as_deref()).flat_map(Norm::tensors).collect();
                 [dense.tensors(), norms, out.tensors()].concat()
             }
             Head::TokenClassification { out } | Head::QuestionAnswering { out } => out.tensors(),
@@ -96,7 +96,7 @@ impl Head {
     pub fn params(&self) -> usize {
         match self {
             Head::SequenceClassification { dense, norm, last, out, .. } => {
-                let norms = norm.iter().chain(last).map(Norm::params).sum::<usize>();
+                let norms = norm.iter().chain(last.as_deref()).map(Norm::params).sum::<usize>();
                 dense.params() + norms + out.params()
             }
             Head::TokenClassification { out } | Head::QuestionAnswering { out } => out.params(),

@@ -82,6 +82,8 @@ pub enum NormKind {
     Behind,
     /// A LayerNorm of a block's inputs.
     First,
+    /// Behind, and no mean and variance (MobileBERT): `x · weight + bias`.
+    Scale,
 }
 
 impl Linear {

@@ -37,7 +37,7 @@ pub use elastic::{BinaryAttention, Elastic, Estimators};
 pub use exact::Exact;
 pub use factored::Factored;
 pub use family::{Activation, Family};
-pub use features::{Distances, Features, Rotary};
+pub use features::{Distances, Features, Narrow, Rotary};
 pub use head::{Head, PoolMode};
 pub use int8::Int8;
 pub use linear::{Activations, Linear, Norm, NormKind, Weight};
@@ -91,6 +91,32 @@ pub struct Embeddings {
 pub struct Layer {
     pub attention: Option<Attention>,
     pub ffn: Option<FeedForward>,
+    /// MobileBERT: what its blocks stand in.
+    pub bottleneck: Option<Box<Bottleneck>>,
+}
+
+/// The way into a layer's narrow stream and out of it, and what stands there besides.
+#[derive(Debug, Clone)]
+pub struct Bottleneck {
+    /// `[narrow, hidden]`: what attention adds to.
+    pub input: Linear,
+    pub input_norm: Norm,
+    /// `[narrow, hidden]`: what queries and keys are made of, and values of the layer's input; `None`: all three are made
+    /// of what attention adds to.
+    pub shared: Option<(Linear, Norm)>,
+    /// Feed-forward blocks between attention and the layer's own.
+    pub more: Vec<FeedForward>,
+    /// `[hidden, narrow]`: what is added to the layer's input.
+    pub output: Linear,
+    pub output_norm: Norm,
+}
+
+impl Bottleneck {
+    fn norms(&self) -> impl Iterator<Item = &Norm> {
+        let shared = self.shared.iter().map(|(_, norm)| norm);
+        let more = self.more.iter().map(|f| &f.norm);
+        [&self.input_norm, &self.output_norm].into_iter().chain(shared).chain(more)
+    }
 }
 
 /// Self-attention. With no heads left it still adds its output bias and normalises.
@@ -147,18 +173,27 @@ impl Layer {
     /// The linear layers of both sublayers, in the order of computation, with their roles.
     pub fn linears(&self) -> Vec<(&'static str, &Linear)> {
         let mut linears = Vec::new();
+        let neck = self.bottleneck.as_deref();
+        let shared = || neck.iter().flat_map(|n| &n.shared).map(|(linear, _)| linear);
+        linears.extend(neck.iter().map(|n| ("narrow", &n.input)));
+        linears.extend(shared().map(|linear| ("narrow", linear)));
         if let Some(a) = &self.attention {
-            linears.extend([("query", &a.query), ("key", &a.key), ("value", &a.value)]);
+            let value = if shared().next().is_some() { "wide_value" } else { "value" };
+            linears.extend([("query", &a.query), ("key", &a.key), (value, &a.value)]);
             let [key, query] = &a.of_distances;
             linears.extend(key.iter().map(|l| ("distance_key", l)));
             linears.extend(query.iter().map(|l| ("distance_query", l)));
             linears.push(("attention_output", &a.output));
+        }
+        for f in neck.iter().flat_map(|n| &n.more) {
+            linears.extend([("more_up", &f.up), ("more_down", &f.down)]);
         }
         if let Some(f) = &self.ffn {
             linears.push(("up", &f.up));
             linears.extend(f.gate.iter().map(|l| ("gate", l)));
             linears.push(("down", &f.down));
         }
+        linears.extend(neck.iter().map(|n| ("widen", &n.output)));
         linears
     }
 
@@ -177,6 +212,13 @@ impl Layer {
             tensors.extend(joined(&f.joined, &inner));
             tensors.extend(f.down.tensors());
             tensors.extend(f.norm.tensors());
+        }
+        if let Some(n) = &self.bottleneck {
+            let shared = n.shared.iter().map(|(linear, _)| linear);
+            let more = n.more.iter().flat_map(|f| [&f.up, &f.down]);
+            let linears = [&n.input, &n.output].into_iter().chain(shared).chain(more);
+            tensors.extend(linears.flat_map(Linear::tensors));
+            tensors.extend(n.norms().flat_map(Norm::tensors));
         }
         tensors
     }
@@ -201,16 +243,26 @@ impl Layer {
     /// As [`Layer::linears`], to change them.
     pub fn linears_mut(&mut self) -> Vec<&mut Linear> {
         let mut linears = Vec::new();
+        let (mut more, mut output) = (None, None);
+        if let Some(neck) = self.bottleneck.as_deref_mut() {
+            linears.push(&mut neck.input);
+            linears.extend(neck.shared.iter_mut().map(|(linear, _)| linear));
+            (more, output) = (Some(&mut neck.more), Some(&mut neck.output));
+        }
         if let Some(a) = &mut self.attention {
             linears.extend([&mut a.query, &mut a.key, &mut a.value]);
             linears.extend(a.of_distances.iter_mut().flatten());
             linears.push(&mut a.output);
+        }
+        for f in more.into_iter().flatten() {
+            linears.extend([&mut f.up, &mut f.down]);
         }
         if let Some(f) = &mut self.ffn {
             linears.push(&mut f.up);
             linears.extend(&mut f.gate);
             linears.push(&mut f.down);
         }
+        linears.extend(output);
         linears
     }
 }
@@ -306,20 +358,31 @@ impl Model {
                 });
             }
         }
+        let block = |f: &FeedForward, stream: usize| {
+            fits(&f.up, f.units(), stream)?;
+            f.gate.iter().try_for_each(|l| fits(l, f.units(), stream))?;
+            fits(&f.down, stream, f.units())
+        };
         for layer in &self.layers {
+            let narrow = self.config.features.bottleneck.map(|n| n.width);
+            let stream = narrow.unwrap_or(hidden);
+            let mut wide_value = false;
+            if let Some(neck) = &layer.bottleneck {
+                wide_value = neck.shared.is_some();
+                fits(&neck.input, stream, hidden)?;
+                neck.shared.iter().try_for_each(|(l, _)| fits(l, stream, hidden))?;
+                neck.more.iter().try_for_each(|f| block(f, stream))?;
+                fits(&neck.output, hidden, stream)?;
+            }
             if let Some(a) = &layer.attention {
                 let width = a.heads.len() * a.head_dim;
-                for linear in [&a.query, &a.key, &a.value] {
-                    fits(linear, width, hidden)?;
-                }
+                fits(&a.query, width, stream)?;
+                fits(&a.key, width, stream)?;
+                fits(&a.value, width, if wide_value { hidden } else { stream })?;
                 a.of_distances.iter().flatten().try_for_each(|l| fits(l, width, hidden))?;
-                fits(&a.output, hidden, width)?;
+                fits(&a.output, stream, width)?;
             }
-            if let Some(f) = &layer.ffn {
-                fits(&f.up, f.units(), hidden)?;
-                f.gate.iter().try_for_each(|l| fits(l, f.units(), hidden))?;
-                fits(&f.down, hidden, f.units())?;
-            }
+            layer.ffn.iter().try_for_each(|f| block(f, stream))?;
         }
         Ok(())
     }

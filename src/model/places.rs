@@ -59,6 +59,17 @@ impl Model {
                 rest.extend(linear(&mut f.down));
                 rest.extend(norm(&mut f.norm));
             }
+            if let Some(n) = layer.bottleneck.as_deref_mut() {
+                rest.extend(linear(&mut n.input).chain(norm(&mut n.input_norm)));
+                if let Some((shared, of_shared)) = &mut n.shared {
+                    rest.extend(linear(shared).chain(norm(of_shared)));
+                }
+                for f in &mut n.more {
+                    let linears = linear(&mut f.up).chain(linear(&mut f.down));
+                    rest.extend(linears.chain(norm(&mut f.norm)));
+                }
+                rest.extend(linear(&mut n.output).chain(norm(&mut n.output_norm)));
+            }
             places.extend(rest.into_iter().map(|p| (Part::Layer(l), p)));
         }
         let mut rest: Vec<Place> = Vec::new();
@@ -66,7 +77,7 @@ impl Model {
         match &mut self.head {
             Head::SequenceClassification { dense, norm: n, last, out, .. } => {
                 rest.extend(linear(dense));
-                rest.extend(n.iter_mut().chain(last).flat_map(norm));
+                rest.extend(n.iter_mut().chain(last.as_deref_mut()).flat_map(norm));
                 rest.extend(linear(out));
             }
             Head::TokenClassification { out } | Head::QuestionAnswering { out } => {

@@ -219,7 +219,7 @@ impl Model {
         }
         model.layers.retain(full);
         if model.layers.is_empty() {
-            model.layers.push(Layer { attention: None, ffn: None });
+            model.layers.push(Layer { attention: None, ffn: None, bottleneck: None });
         }
         model.config.layers = model.layers.len();
         for (part, place) in model.places_mut() {

@@ -8,7 +8,7 @@ use crate::checkpoint::{Dtype, write_file};
 use crate::data::Calibration;
 use crate::runtime::{Batch, Encoder, NoObserver};
 use crate::train::moments::Moments;
-use family::Pooling;
+use family::{Pooling, Project};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::{Value, json};
@@ -20,6 +20,8 @@ pub const HIDDEN: usize = 16;
 pub const HEADS: usize = 4;
 pub const FFN: usize = 24;
 pub const VOCAB: usize = 30;
+/// Of MobileBERT's layers.
+const NARROW: usize = 8;
 const POSITIONS: usize = 20;
 const CLASSES: usize = 3;
 
@@ -91,6 +93,8 @@ pub fn parts_of(family: &str, task: Task, seed: u64, hidden: usize) -> Parts {
         // DeBERTa: distances beyond 2 in steps.
         "relative_attention": true, "position_buckets": 4, "pos_att_type": ["c2p", "p2c"],
         "norm_rel_ebd": "layer_norm", "share_att_key": false, "type_vocab_size": 2,
+        // MobileBERT.
+        "intra_bottleneck_size": NARROW, "num_feedforward_networks": 2,
         "id2label": {"0": "a", "1": "b", "2": "c"},
     });
     let encoder_alone = matches!(task, Task::Embedding | Task::Bare);
@@ -98,10 +102,15 @@ pub fn parts_of(family: &str, task: Task, seed: u64, hidden: usize) -> Parts {
     let mut make = Maker::new(seed);
 
     let at = |name: &str| format!("{prefix}{name}");
+    let word_width = embedding;
+    // Of the other tables, and within layers.
+    let words = matches!(family.project, Some(Project::Words(_)));
+    let embedding = if words { hidden } else { embedding };
+    let inner = if family.bottleneck.is_some() { NARROW } else { hidden };
     let table = |make: &mut Maker, name: &str, rows: usize, width: usize| {
         make.add(format!("{prefix}{name}.weight"), &[rows, width], 0.0, 1.0);
     };
-    table(&mut make, family.word, VOCAB, embedding);
+    table(&mut make, family.word, VOCAB, word_width);
     if let Some(name) = family.position {
         table(&mut make, name, POSITIONS, embedding);
     }
@@ -118,6 +127,10 @@ pub fn parts_of(family: &str, task: Task, seed: u64, hidden: usize) -> Parts {
         table(&mut make, names.table, 8, hidden);
         make.norm(&at(names.norm), hidden);
     }
+    if family.norms == NormKind::Scale {
+        // What no norm divides grows from layer to layer.
+        make.scale = 0.4;
+    }
     make.norm_biases = !family.rotary;
     make.biases = !family.rotary;
     if let Some(name) = family.final_norm {
@@ -125,31 +138,44 @@ pub fn parts_of(family: &str, task: Task, seed: u64, hidden: usize) -> Parts {
     }
     make.norm(&at(family.embedding_norm), embedding);
     if let Some(project) = family.project {
-        make.linear(&at(project.name()), hidden, embedding);
+        make.linear(&at(project.name()), hidden, if words { 3 * word_width } else { embedding });
     }
     // ALBERT: two groups of one, the first for two steps.
     for layer in 0..if family.inner.is_some() { 2 } else { LAYERS } {
         let at = |name: &str| format!("{prefix}{}{name}", family.layer_prefix(layer, 1));
         match family.joined_attention {
             Some(name) => make.linear(&at(name), 3 * hidden, hidden),
-            None => [family.query, family.key, family.value]
-                .into_iter()
-                .for_each(|name| make.linear(&at(name), hidden, hidden)),
+            None => {
+                make.linear(&at(family.query), inner, inner);
+                make.linear(&at(family.key), inner, inner);
+                make.linear(&at(family.value), inner, hidden);
+            }
+        }
+        if let Some(name) = family.bottleneck {
+            let ways = [format!("{name}input"), format!("{name}attention")];
+            for (name, shape) in ways.map(|name| (name, [inner, hidden])).into_iter().chain([
+                ("output.bottleneck".into(), [hidden, inner]),
+                ("ffn.0.output".into(), [inner, FFN]),
+            ]) {
+                make.linear(&at(&format!("{name}.dense")), shape[0], shape[1]);
+                make.norm(&at(&format!("{name}.LayerNorm")), shape[0]);
+            }
+            make.linear(&at("ffn.0.intermediate.dense"), FFN, inner);
         }
         if let Some(names) = family.distances {
             make.linear(&at(names.key), hidden, hidden);
             make.linear(&at(names.query), hidden, hidden);
         }
-        make.linear(&at(family.attention_output), hidden, hidden);
+        make.linear(&at(family.attention_output), inner, inner);
         match family.joined_ffn {
             Some(name) => make.linear(&at(name), 2 * FFN, hidden),
-            None => make.linear(&at(family.up), FFN, hidden),
+            None => make.linear(&at(family.up), FFN, inner),
         }
-        make.linear(&at(family.down), hidden, FFN);
+        make.linear(&at(family.down), inner, FFN);
         if family.final_norm.is_none() || layer > 0 {
-            make.norm(&at(family.attention_norm), hidden);
+            make.norm(&at(family.attention_norm), inner);
         }
-        make.norm(&at(family.ffn_norm), hidden);
+        make.norm(&at(family.ffn_norm), inner);
     }
     make.biases = true;
     match task {
@@ -420,12 +446,14 @@ struct Maker {
     /// Whether linear layers have biases, and norms.
     biases: bool,
     norm_biases: bool,
+    /// Mean of the scales of norms.
+    scale: f32,
 }
 
 impl Maker {
     fn new(seed: u64) -> Maker {
         let normal = Normal::new(seed);
-        Maker { tensors: Vec::new(), normal, biases: true, norm_biases: true }
+        Maker { tensors: Vec::new(), normal, biases: true, norm_biases: true, scale: 1.0 }
     }
 
     fn add(&mut self, name: String, shape: &[usize], mean: f32, spread: f32) {
@@ -442,7 +470,7 @@ impl Maker {
     }
 
     fn norm(&mut self, name: &str, width: usize) {
-        self.add(format!("{name}.weight"), &[width], 1.0, 0.3);
+        self.add(format!("{name}.weight"), &[width], self.scale, 0.3 * self.scale);
         if self.norm_biases {
             self.add(format!("{name}.bias"), &[width], 0.0, 0.3);
         }

@@ -57,7 +57,7 @@ fn what_transformers_ignores_is_kept_byte_for_byte() {
 
 #[test]
 fn a_tied_decoder_is_a_copy_and_an_untied_one_a_part() {
-    for family in family::ALL {
+    for family in family::ALL.iter().filter(|f| f.tasks.contains(&Task::MaskedLm)) {
         let mut parts = parts(family.model_type, Task::MaskedLm, 4);
         let name = format!("{}.weight", family.masked_lm.decoder);
         let word = format!("{}{}.weight", family.prefix, family.word);
@@ -87,7 +87,7 @@ fn a_layer_without_sublayers_is_an_identity_and_is_read_back_so() {
             layers: vec![model.layers[0].clone(), model.layers[2].clone()],
             ..model.clone()
         };
-        model.layers[1] = Layer { attention: None, ffn: None };
+        model.layers[1] = Layer { attention: None, ffn: None, bottleneck: None };
         let batch = batch(8, &[5, 1]);
         let expected = answers(&shorter, &batch, None);
         assert_eq!(answers(&model, &batch, None), expected);
@@ -138,8 +138,10 @@ fn every_tensor_shows_in_the_answer() {
             let tensors = parts.tensors.iter().map(other).collect();
             let model = Parts { tensors, config: parts.config.clone(), ..parts }.open();
             let moved = distance(&answers(&model, &texts, None), &before);
+            // What is scaled down layer by layer moves less, and rounding a hundredth of this.
+            let least = if family.norms == NormKind::Scale { 2e-5 } else { 1e-3 };
             assert!(
-                moved > 1e-3,
+                moved > least,
                 "{} {task:?}: `{}` moves it by {moved}",
                 family.model_type,
                 t.name
@@ -192,7 +194,7 @@ fn every_form_is_read_as_it_was_written() {
     // Where a layer is gone, the others are numbered anew, with what is packed in them.
     let mut shorter = model.clone();
     shorter.layers.swap(0, 1);
-    shorter.layers[2] = Layer { attention: None, ffn: None };
+    shorter.layers[2] = Layer { attention: None, ffn: None, bottleneck: None };
     let moved = shorter.compacted();
     for (role, linear) in moved.layers[1].linears() {
         let name = linear.weight.name();

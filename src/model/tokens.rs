@@ -274,7 +274,7 @@ mod tests {
             assert_eq!(answers(&again, &batch, None), answers(&model, &batch, None));
             assert!(!model.loads_natively() && model.tensors_load_natively());
             // A layer that is gone takes its place in the schedule along.
-            model.layers[0] = Layer { attention: None, ffn: None };
+            model.layers[0] = Layer { attention: None, ffn: None, bottleneck: None };
             let stored = model.compacted();
             assert_eq!(stored.tokens.expect("a schedule").layers, [bins("1101000"), None]);
         }

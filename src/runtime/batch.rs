@@ -13,6 +13,9 @@ pub struct Batch {
     pub starts: Vec<usize>,
     /// `[texts]`: where each text stood in the data it came from.
     pub rows: Vec<usize>,
+    /// `[texts]`: ids of the padding before and behind each text, where it was cut out of a padded row; empty where none
+    /// was. MobileBERT makes the embedding of a word of its neighbours too.
+    pub padding: Vec<[Option<u32>; 2]>,
 }
 
 impl Batch {
@@ -35,6 +38,7 @@ impl Batch {
             positions: self.positions[tokens.clone()].to_vec(),
             starts: self.starts[from..=to].iter().map(|s| s - tokens.start).collect(),
             rows: self.rows[from..to].to_vec(),
+            padding: self.padding.get(from..to).map_or(Vec::new(), <[_]>::to_vec),
         }
     }
 
@@ -47,6 +51,7 @@ impl Batch {
             positions: pick(&self.positions),
             starts: self.starts.iter().map(|&s| kept.partition_point(|&t| t < s)).collect(),
             rows: self.rows.clone(),
+            padding: self.padding.clone(),
         }
     }
 

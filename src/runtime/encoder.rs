@@ -8,8 +8,8 @@ use super::lookup;
 use super::positions::RunPositions;
 use crate::Result;
 use crate::model::{
-    Activation, Activations, Attention, Config, FeedForward, Head, Layer, Linear, Model, Norm,
-    NormKind, PoolMode, TokenSchedule, Weight,
+    Activation, Activations, Attention, Bottleneck, Config, FeedForward, Head, Layer, Linear,
+    Model, Norm, NormKind, PoolMode, TokenSchedule, Weight,
 };
 use std::borrow::Cow;
 use std::cell::OnceCell;
@@ -68,6 +68,18 @@ pub struct RunNorm<'m> {
 pub struct RunLayer<'m> {
     pub attention: Option<RunAttention<'m>>,
     pub ffn: Option<RunFeedForward<'m>>,
+    pub bottleneck: Option<Box<RunBottleneck<'m>>>,
+}
+
+/// See [`Bottleneck`].
+#[derive(Debug, Clone)]
+pub struct RunBottleneck<'m> {
+    pub input: Dense<'m>,
+    pub input_norm: RunNorm<'m>,
+    pub shared: Option<(Dense<'m>, RunNorm<'m>)>,
+    pub more: Vec<RunFeedForward<'m>>,
+    pub output: Dense<'m>,
+    pub output_norm: RunNorm<'m>,
 }
 
 #[derive(Debug, Clone)]
@@ -282,22 +294,39 @@ impl<'m> RunNorm<'m> {
         [&mut self.weight, &mut self.bias]
     }
 
+    /// Whether it is of what a block adds to, once it is added.
+    pub fn follows(&self) -> bool {
+        matches!(self.kind, Some(NormKind::Behind | NormKind::Scale))
+    }
+
     /// Adds `residual` to `x`, what a block makes, and normalises the rows where the norm stands behind it, in place.
     pub fn apply_sum(&self, x: &mut [f32], residual: &[f32]) {
         match self.kind {
             Some(NormKind::Behind) => {
                 kernels::add_norm(x, residual, &self.weight, &self.bias, self.eps);
             }
-            Some(NormKind::First) | None => {
+            Some(NormKind::First | NormKind::Scale) | None => {
                 x.iter_mut().zip(residual).for_each(|(x, r)| *x += r);
+                if self.follows() {
+                    self.apply(x);
+                }
             }
         }
     }
 
     /// Normalises the rows of `x` in place.
     pub fn apply(&self, x: &mut [f32]) {
-        if self.kind.is_some() {
-            kernels::layer_norm(x, &self.weight, &self.bias, self.eps);
+        match self.kind {
+            Some(NormKind::Behind | NormKind::First) => {
+                kernels::layer_norm(x, &self.weight, &self.bias, self.eps);
+            }
+            Some(NormKind::Scale) => {
+                for row in x.chunks_exact_mut(self.weight.len()) {
+                    let scales = self.weight.iter().zip(self.bias.iter());
+                    row.iter_mut().zip(scales).for_each(|(x, (w, b))| *x = *x * w + b);
+                }
+            }
+            None => {}
         }
     }
 }
@@ -364,7 +393,33 @@ impl<'m> RunLayer<'m> {
         let attention = attention.map(|a| RunAttention::with(a, eps, dense)).transpose()?;
         let ffn = layer.ffn.as_ref();
         let ffn = ffn.map(|f| RunFeedForward::with(f, activation, eps, dense)).transpose()?;
-        Ok(RunLayer { attention, ffn })
+        let bottleneck = match &layer.bottleneck {
+            Some(n) => Some(Box::new(RunBottleneck::with(n, activation, eps, dense)?)),
+            None => None,
+        };
+        Ok(RunLayer { attention, ffn, bottleneck })
+    }
+}
+
+impl<'m> RunBottleneck<'m> {
+    fn with(
+        neck: &'m Bottleneck,
+        activation: Activation,
+        eps: f32,
+        dense: Ready<'m>,
+    ) -> Result<Self> {
+        let more = neck.more.iter().map(|f| RunFeedForward::with(f, activation, eps, dense));
+        Ok(RunBottleneck {
+            input: dense(&neck.input)?,
+            input_norm: RunNorm::new(&neck.input_norm, eps)?,
+            shared: match &neck.shared {
+                Some((linear, norm)) => Some((dense(linear)?, RunNorm::new(norm, eps)?)),
+                None => None,
+            },
+            more: more.collect::<Result<_>>()?,
+            output: dense(&neck.output)?,
+            output_norm: RunNorm::new(&neck.output_norm, eps)?,
+        })
     }
 }
 
@@ -548,7 +603,7 @@ fn run_head<'m>(model: &'m Model, ready: Ready<'m>) -> Result<RunHead<'m>> {
                 dense: ready(dense)?,
                 norm: norm.as_ref().map(|n| RunNorm::new(n, eps)).transpose()?,
                 activation: *activation,
-                last: last.as_ref().map(|n| RunNorm::new(n, eps)).transpose()?,
+                last: last.as_deref().map(|n| RunNorm::new(n, eps)).transpose()?,
                 mean: *mean,
                 out: ready(out)?,
             }

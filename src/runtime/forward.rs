@@ -10,9 +10,9 @@ use super::kernels::{self, Mat, MatMut};
 use super::lookup::Lookup;
 use super::masked::{Channels, apply_norm, block_output, scale};
 use super::tokens::{Frozen, States};
-use crate::model::family::Positions;
+use crate::model::family::{Positions, Project};
 use crate::model::slice::Masks;
-use crate::model::{Model, NormKind, PoolMode, Reads};
+use crate::model::{Model, PoolMode, Reads};
 use crate::{Error, Result};
 use std::cell::Cell;
 
@@ -23,13 +23,23 @@ pub enum Site {
     QueryKeyValue,
     /// DeBERTa: keys and queries of distances.
     Distances,
+    /// MobileBERT: the ways into a layer's narrow stream.
+    Narrow,
+    /// MobileBERT: values, where they are not made of what queries and keys are made of.
+    Value,
+    /// MobileBERT: of the feed-forward block of this number before the layer's own.
+    MoreUp(usize),
+    MoreDown(usize),
+    /// MobileBERT: the way out.
+    Widen,
     AttentionOutput,
     Up,
     Down,
 }
 
 impl Site {
-    /// Where the linear layer of this role in [`crate::model::Layer::linears`] stands.
+    /// Where the linear layer of this role in [`crate::model::Layer::linears`] stands; of blocks that follow each other,
+    /// in the first.
     ///
     /// # Panics
     /// If there is no such role.
@@ -37,6 +47,11 @@ impl Site {
         match role {
             "query" | "key" | "value" => Site::QueryKeyValue,
             "distance_key" | "distance_query" => Site::Distances,
+            "narrow" => Site::Narrow,
+            "wide_value" => Site::Value,
+            "more_up" => Site::MoreUp(0),
+            "more_down" => Site::MoreDown(0),
+            "widen" => Site::Widen,
             "attention_output" => Site::AttentionOutput,
             "up" | "gate" => Site::Up,
             "down" => Site::Down,
@@ -203,6 +218,9 @@ impl Encoder<'_> {
         masks: Option<&Masks>,
         observer: &mut dyn Observer,
     ) -> Vec<f32> {
+        if let Some(neck) = &layer.bottleneck {
+            return self.through_bottleneck(index, (layer, neck), x, batch, observer);
+        }
         let channels = Channels::of(masks);
         let channels = channels.as_ref();
         let block = |of: fn(&Masks) -> &Vec<f32>| masks.map_or(1.0, |m| of(m)[index]);
@@ -223,7 +241,7 @@ impl Encoder<'_> {
             observer.linear_input(index, Site::AttentionOutput, &state.context);
             let y = block_output(&attention.output, &state.context, tokens, attends, channels);
             x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
-            if attention.norm.kind == Some(NormKind::Behind) {
+            if attention.norm.follows() {
                 apply_norm(&attention.norm, channels, &mut x);
             }
         }
@@ -243,7 +261,7 @@ impl Encoder<'_> {
             observer.linear_input(index, Site::Down, &units);
             let y = block_output(&ffn.down, &units, tokens, feeds, channels);
             x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
-            if ffn.norm.kind == Some(NormKind::Behind) {
+            if ffn.norm.follows() {
                 apply_norm(&ffn.norm, channels, &mut x);
             }
         }
@@ -261,7 +279,7 @@ impl Encoder<'_> {
     fn embed_under(&self, batch: &Batch, masks: Option<&Masks>) -> Result<Vec<f32>> {
         let channels = Channels::of(masks);
         let mut x = self.embedding_sum(batch)?;
-        if let Some(project) = &self.project {
+        if let Some(project) = self.project.as_ref().filter(|_| !self.projects_words()) {
             self.norm.apply(&mut x);
             x = project.forward(&x);
             scale(&mut x, 1.0, channels.as_ref());
@@ -270,6 +288,11 @@ impl Encoder<'_> {
         scale(&mut x, 1.0, channels.as_ref());
         apply_norm(&self.norm, channels.as_ref(), &mut x);
         Ok(x)
+    }
+
+    /// Whether the projection is of words alone.
+    fn projects_words(&self) -> bool {
+        matches!(self.model.family.project, Some(Project::Words(_)))
     }
 
     /// What the LayerNorm of the embeddings sees, `[tokens, embedding]`.
@@ -291,9 +314,14 @@ impl Encoder<'_> {
             let advice = "use the tokenizer that belongs to the checkpoint";
             return outside("token id", id as usize, config.vocab, advice);
         }
-        let looked_up = match &self.word {
-            Some(_) => None,
-            None => Lookup::of(&self.model.embeddings.word, &batch.ids),
+        let projected = match self.project.as_ref().filter(|_| self.projects_words()) {
+            Some(project) => Some(self.projected_words(project, batch)?),
+            None => None,
+        };
+        let width = if projected.is_some() { config.hidden } else { width };
+        let looked_up = match (&self.word, &projected) {
+            (None, None) => Lookup::of(&self.model.embeddings.word, &batch.ids),
+            _ => None,
         };
         let mut x = vec![0.0; batch.tokens() * width];
         for (t, out) in x.chunks_exact_mut(width).enumerate() {
@@ -308,6 +336,7 @@ impl Encoder<'_> {
                 out.iter_mut().zip(values).for_each(|(o, v)| *o += v);
             };
             match (&self.word, &looked_up) {
+                _ if projected.is_some() => {}
                 (Some(table), _) => add(table, id, out),
                 (None, Some(rows)) => add(rows.row(id as u32), 0, out),
                 (None, None) => add_table_row(&self.model.embeddings.word, id, out)?,
@@ -326,6 +355,9 @@ impl Encoder<'_> {
             if let Some(row) = &self.task_type {
                 add(row, 0, out);
             }
+        }
+        if let Some(words) = projected {
+            x.iter_mut().zip(words).for_each(|(x, word)| *x += word);
         }
         Ok(x)
     }
@@ -347,9 +379,23 @@ impl Encoder<'_> {
         seen: &mut dyn FnMut(usize, usize, &mut [f32]),
     ) -> AttentionState {
         let tokens = batch.tokens();
+        let qkv = attention.query_key_value(x, tokens);
+        self.context_of(attention, qkv, x, batch, mask, seen)
+    }
+
+    /// As [`Encoder::attention_context`], of queries, keys and values that were made of `x`.
+    pub(super) fn context_of(
+        &self,
+        attention: &RunAttention,
+        mut qkv: Vec<f32>,
+        x: &[f32],
+        batch: &Batch,
+        mask: Option<&[f32]>,
+        seen: &mut dyn FnMut(usize, usize, &mut [f32]),
+    ) -> AttentionState {
+        let tokens = batch.tokens();
         let (heads, dim) = (attention.heads.len(), attention.head_dim);
         let width = heads * dim;
-        let mut qkv = attention.query_key_value(x, tokens);
         let positions = batch.positions.iter().copied();
         attention.positions.turn(&mut qkv, (3 * width, 2 * width, dim), positions);
         let operands = attention.operands(&qkv, x);
@@ -536,15 +582,22 @@ pub fn normalize_rows(x: &mut [f32], width: usize) -> Vec<f32> {
 impl RunAttention<'_> {
     /// `[tokens, 3 · heads · head_dim]`: query, key and value side by side.
     pub fn query_key_value(&self, x: &[f32], tokens: usize) -> Vec<f32> {
+        let inputs = Inputs::new(x, tokens);
+        self.query_key_value_of(&inputs, &inputs)
+    }
+
+    /// As [`RunAttention::query_key_value`], with values made of something else.
+    pub(super) fn query_key_value_of(&self, x: &Inputs, values: &Inputs) -> Vec<f32> {
+        let tokens = x.rows;
         let width = self.heads.len() * self.head_dim;
         let mut qkv = vec![0.0; tokens * 3 * width];
         if width == 0 {
             return qkv;
         }
-        let inputs = Inputs::new(x, tokens);
-        for (i, linear) in [&self.query, &self.key, &self.value].into_iter().enumerate() {
+        let parts = [(&self.query, x), (&self.key, x), (&self.value, values)];
+        for (i, (linear, x)) in parts.into_iter().enumerate() {
             let out = MatMut::new(&mut qkv, tokens, 3 * width).columns(i * width, width);
-            linear.multiply(&inputs, out);
+            linear.multiply(x, out);
         }
         qkv
     }

@@ -5,6 +5,7 @@
 
 mod batch;
 mod binary;
+mod bottleneck;
 mod encoder;
 pub mod fast;
 mod forward;
@@ -20,7 +21,7 @@ pub mod tokens;
 pub use batch::Batch;
 pub use binary::{Estimates, Operands, RunBinary, RunElastic};
 pub use encoder::{
-    Dense, Encoder, Inputs, RunAttention, RunFeedForward, RunHead, RunLayer, RunNorm,
+    Dense, Encoder, Inputs, RunAttention, RunBottleneck, RunFeedForward, RunHead, RunLayer, RunNorm,
 };
 pub use forward::{Everything, NoObserver, Observer, Output, Site};
 pub use forward::{normalize_rows, position_rows, relative_bucket};

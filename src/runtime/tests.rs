@@ -160,6 +160,7 @@ fn cut(model: &Model, kept: &Kept) -> Model {
         Layer {
             attention: heads.transpose().expect("dense"),
             ffn: units.transpose().expect("dense"),
+            bottleneck: None,
         }
     };
     Model { layers: model.layers.iter().enumerate().map(layer).collect(), ..model.clone() }
@@ -222,7 +223,7 @@ fn all_heads_and_units_gone_still_adds_biases_and_normalises() {
         let masked = answers(&model, &batch, Some(&masks(&nothing)));
         let sliced = cut(&model, &nothing);
         assert!(distance(&answers(&sliced, &batch, None), &masked) < 1e-5);
-        let layers = vec![Layer { attention: None, ffn: None }; LAYERS];
+        let layers = vec![Layer { attention: None, ffn: None, bottleneck: None }; LAYERS];
         let gone = Model { layers, ..model.clone() };
         assert!(distance(&answers(&gone, &batch, None), &masked) > 0.05, "CoFi notes, §5.4");
     }

@@ -44,6 +44,7 @@ impl Compact {
             let attention = layers[l].attention.as_ref().filter(|_| masks.attention[l] != 0.0);
             let ffn = layers[l].ffn.as_ref().filter(|_| masks.ffn[l] != 0.0);
             let layer = RunLayer {
+                bottleneck: None,
                 attention: attention.map(|a| {
                     let dims = spread(&heads, a.head_dim);
                     RunAttention {

@@ -10,6 +10,7 @@ const TOLERANCE: f32 = 1e-4;
 const READ: &[&str] = &[
     "albert-classify",
     "deberta-v2-classify",
+    "mobilebert-classify",
     "modernbert-classify",
     "bert-base",
     "bert-classify",
@@ -28,10 +29,9 @@ const READ: &[&str] = &[
 const UNCUT: &[(&str, &str)] = &[
     ("albert", "layers that share their weights"),
     ("deberta-v2", "disentangled attention"),
+    ("mobilebert", "bottlenecks"),
     ("modernbert", "rotary positions and gated units"),
 ];
-
-const REFUSED: &[&str] = &["mobilebert"];
 
 #[test]
 fn every_family_computes_what_transformers_computes() {
@@ -60,7 +60,11 @@ fn every_family_computes_what_transformers_computes() {
                 .get(name)
                 .unwrap_or_else(|| panic!("{case}: no {name} in {:?}", found.keys()));
             let error = relative_error(&expected[name], found, &mask);
-            assert!(error < TOLERANCE, "{case}: {name} is off by {error}");
+            // Without norms MobileBERT's states grow twentyfold a layer, and scores with them: Transformers' own
+            // attentions are 2.4e-4 from what it computes in f64, ours 3.6e-5.
+            let grown = case.starts_with("mobilebert") && name.starts_with("attentions");
+            let most = if grown { 1e-3 } else { TOLERANCE };
+            assert!(error < most, "{case}: {name} is off by {error}");
         }
     }
 }
@@ -129,20 +133,6 @@ fn what_a_family_does_not_take_is_refused_with_what_it_takes() {
         }
         dir.ok(&["--passes", "quantize", "--emit", "dense", model, "-o", family]);
         dir.ok(&["verify", family]);
-    }
-}
-
-#[test]
-fn other_families_are_refused_by_name() {
-    let Some(golden) = shared("golden") else { return };
-    let dir = Dir::new();
-    for family in REFUSED {
-        let model = golden.join(format!("{family}-classify"));
-        let message = dir.fails(4, &["inspect", model.to_str().unwrap()]);
-        assert!(
-            message.starts_with(&format!("model family `{family}` is not supported")),
-            "{message}"
-        );
     }
 }
 

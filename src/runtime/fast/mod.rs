@@ -89,6 +89,13 @@ impl Encoder<'_> {
                     frozen.drop(&states.x, &kept);
                     states = states.select(&kept);
                 }
+                (_, _) if layer.bottleneck.is_some() => {
+                    let x = std::mem::take(&mut states.x);
+                    let batch = &states.batch;
+                    states.x = self.layer(stack[l], layer, x, batch, None, &mut NoObserver);
+                    let firsts = states.batch.firsts().to_vec();
+                    states = states.select(&firsts);
+                }
                 (_, _) => {
                     if let Some(attention) = &layer.attention {
                         states = self.attend_and_leave(l, attention, states, leaves);

@@ -87,7 +87,24 @@ fn other_families_answer_fast_as_plainly() {
             let off = distance(&fast, &plain);
             assert!(off < 1e-5, "{family} {task:?}: {off}");
         }
+        let encoder = Encoder::new(&model).expect("a model that runs");
+        let macs = |tokens: usize| {
+            MACS.with(|m| m.set(0));
+            encoder.hidden(&batch_of(tokens), None, &mut NoObserver).expect("runs");
+            MACS.with(|m| m.get())
+        };
+        macs(1); // What is made of distances is made once.
+        for tokens in [1, 2, 7, 12] {
+            let project = model.embeddings.project.as_ref();
+            let project = project.map_or(0, |p| tokens * p.weight.params()) as u64;
+            let counted = project + cost::layer_macs(&model, None, tokens);
+            assert_eq!(macs(tokens), counted, "{family} {task:?} {tokens}");
+        }
     }
+}
+
+fn batch_of(tokens: usize) -> Batch {
+    batch(42, &[tokens])
 }
 
 /// Nothing is removed: tokens that are dropped stay where they are, and no other token sees them. Scores are

@@ -1,7 +1,10 @@
 //! Named tensors to a [`Model`].
 
+mod layers;
+
+use self::layers::{distances, layer};
 use super::config::{Config, Task};
-use super::family::{Family, Pooling};
+use super::family::{Family, Pooling, Project};
 use super::latent;
 use super::save::Structure;
 use super::*;
@@ -289,10 +292,7 @@ impl Reader<'_> {
     /// Older checkpoints call the two parts `gamma` and `beta`.
     fn norm(&mut self, name: &str, width: usize, key: &str) -> Result<Norm> {
         let biased = self.config.features.biases.norm;
-        let kind = match self.family.final_norm {
-            Some(_) => NormKind::First,
-            None => NormKind::Behind,
-        };
+        let kind = self.family.norms;
         let mut part = |new: &str, old: &str| {
             let legacy = format!("{name}.{old}");
             let found = self.checkpoint.get(&legacy).is_some();
@@ -353,7 +353,13 @@ impl Reader<'_> {
 
 fn embeddings(reader: &mut Reader, family: &Family) -> Result<Embeddings> {
     let config = reader.config;
-    let (width, prefix) = (config.embedding, reader.prefix);
+    let prefix = reader.prefix;
+    let narrow = config.embedding;
+    // Of the other tables, and of what the norm sees.
+    let width = match family.project {
+        Some(Project::Words(_)) => config.hidden,
+        _ => narrow,
+    };
     let width_key = if family.project.is_some() { "embedding_size" } else { family.keys.hidden };
     let mut table = |name: &str, rows: usize, key: &str| {
         reader.tensor(&format!("{prefix}{name}.weight"), &[rows, width], key)
@@ -377,127 +383,26 @@ fn embeddings(reader: &mut Reader, family: &Family) -> Result<Embeddings> {
         _ => None,
     };
     let word = format!("{prefix}{}", family.word);
+    if let (Some(Project::Words(name)), false) = (family.project, config.projected) {
+        // It is stored all the same.
+        reader.idle.push(format!("{prefix}{name}."));
+    }
     let project = match family.project {
         Some(project) if config.projected => {
             let name = format!("{prefix}{}", project.name());
-            Some(reader.linear(&name, [config.hidden, width], "embedding_size")?)
+            let words = config.features.bottleneck.map_or(1, |n| n.words);
+            Some(reader.linear(&name, [config.hidden, words * narrow], "embedding_size")?)
         }
         _ => None,
     };
     Ok(Embeddings {
-        word: reader.words(&word, [config.vocab, width], "vocab_size")?,
+        word: reader.words(&word, [config.vocab, narrow], "vocab_size")?,
         norm: reader.norm(&format!("{prefix}{}", family.embedding_norm), width, width_key)?,
         position,
         token_type,
         task_type,
         project,
     })
-}
-
-/// DeBERTa's table of distances, and its LayerNorm.
-fn distances(reader: &mut Reader, family: &Family) -> Result<Option<(Tensor, Option<Norm>)>> {
-    let (Some(names), Some(distances)) = (family.distances, reader.config.features.distances)
-    else {
-        return Ok(None);
-    };
-    let hidden = reader.config.hidden;
-    let name = format!("{}{}.weight", reader.prefix, names.table);
-    let table = reader.tensor(&name, &[2 * distances.span(), hidden], "position_buckets")?;
-    let norm = format!("{}{}", reader.prefix, names.norm);
-    let norm = match distances.norm {
-        true => Some(reader.norm(&norm, hidden, family.keys.hidden)?),
-        false => None,
-    };
-    Ok(Some((table, norm)))
-}
-
-fn layer(reader: &mut Reader, family: &Family, index: usize) -> Result<Layer> {
-    let structure = reader.structure;
-    let (hidden, head_dim) = (reader.config.hidden, reader.config.head_dim);
-    let keys = &family.keys;
-    let layer = family.layer_prefix(index, reader.config.inner);
-    let prefix = reader.prefix;
-    let at = |name: &str| format!("{prefix}{layer}{name}");
-    let names = [family.query, family.key, family.value, family.attention_output].map(at);
-    let [up, down] = [family.up, family.down].map(at);
-    let [attention_norm, ffn_norm] = [family.attention_norm, family.ffn_norm].map(at);
-
-    let attention = match structure.heads(index) {
-        None => None,
-        Some(heads) => {
-            let heads = heads.to_vec();
-            let width = heads.len() * head_dim;
-            let [query, key, value, output] = &names;
-            let joined = family.joined_attention.map(at);
-            if let Some(name) = &joined {
-                reader.split(name, &[query, key, value], width, hidden)?;
-            }
-            let bias = reader.config.features.biases.attention;
-            let name = query;
-            let query = reader.linear_with(name, [width, hidden], keys.hidden, bias)?;
-            let binary = match &query.elastic {
-                Some(_) => Some(reader.binary_attention(name, hidden)?),
-                None => None,
-            };
-            Some(Attention {
-                query,
-                key: reader.linear_with(key, [width, hidden], keys.hidden, bias)?,
-                value: reader.linear_with(value, [width, hidden], keys.hidden, bias)?,
-                output: reader.linear_with(output, [hidden, width], keys.hidden, bias)?,
-                norm: match family.final_norm {
-                    Some(_) if index == 0 => None,
-                    _ => Some(reader.norm(&attention_norm, hidden, keys.hidden)?),
-                },
-                heads,
-                head_dim,
-                binary,
-                rotary: reader.config.features.rotary.get(index).copied(),
-                of_distances: of_distances(reader, family, &at, [width, hidden])?,
-                joined,
-            })
-        }
-    };
-    let ffn = match structure.units(index) {
-        None => None,
-        Some(units) => {
-            let (joined, gate) = (family.joined_ffn.map(at), family.gate.map(at));
-            if let (Some(name), Some(gate)) = (&joined, &gate) {
-                reader.split(name, &[&up, gate], units, hidden)?;
-            }
-            let bias = reader.config.features.biases.ffn;
-            Some(FeedForward {
-                up: reader.linear_with(&up, [units, hidden], keys.ffn, bias)?,
-                gate: match gate {
-                    Some(gate) => {
-                        Some(reader.linear_with(&gate, [units, hidden], keys.ffn, bias)?)
-                    }
-                    None => None,
-                },
-                down: reader.linear_with(&down, [hidden, units], keys.ffn, bias)?,
-                norm: reader.norm(&ffn_norm, hidden, keys.hidden)?,
-                joined,
-            })
-        }
-    };
-    Ok(Layer { attention, ffn })
-}
-
-/// What makes keys and queries of distances in a layer, where they have matrices of their own.
-fn of_distances(
-    reader: &mut Reader,
-    family: &Family,
-    at: &impl Fn(&str) -> String,
-    shape: [usize; 2],
-) -> Result<[Option<Linear>; 2]> {
-    let (Some(names), Some(distances)) = (family.distances, reader.config.features.distances)
-    else {
-        return Ok([None, None]);
-    };
-    let mut own = |wanted: bool, name: &str| match wanted && !distances.shared {
-        true => reader.linear(&at(name), shape, family.keys.hidden).map(Some),
-        false => Ok(None),
-    };
-    Ok([own(distances.c2p, names.key)?, own(distances.p2c, names.query)?])
 }
 
 fn head(reader: &mut Reader, family: &Family) -> Result<Head> {
@@ -527,7 +432,7 @@ fn head(reader: &mut Reader, family: &Family) -> Result<Head> {
                 activation,
                 last: match family.classify {
                     Pooling::Normed { norm, .. } => {
-                        Some(reader.norm(norm, pooled, family.keys.hidden)?)
+                        Some(Box::new(reader.norm(norm, pooled, family.keys.hidden)?))
                     }
                     _ => None,
                 },
