@@ -7,7 +7,7 @@ use crate::checkpoint::Tensor;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::{Calibration, Dataset, Vocabulary, Words};
 use crate::emit::Target;
-use crate::model::Model;
+use crate::model::{Model, Outline};
 use crate::report::{Change, Training};
 use crate::train::state::StateFile;
 use serde::Serialize;
@@ -22,6 +22,12 @@ pub trait Pass: std::fmt::Debug {
     /// # Errors
     /// On an error `model` is half-rewritten; the pipeline drops it and writes nothing.
     fn run(&self, model: &mut Model, cx: &Context) -> Result<Work>;
+
+    /// Rewrites `outline` as [`Pass::run`] would the model, as far as that is known from shapes and options.
+    ///
+    /// # Errors
+    /// What [`Pass::run`] refuses before it does any work.
+    fn outline(&self, outline: &mut Outline, cx: &PlanContext) -> Result<Foresight>;
 
     /// Refuses options outside their range, before anything is read.
     ///
@@ -128,6 +134,81 @@ impl<'a> Context<'a> {
             progress: &Quiet,
         }
     }
+}
+
+/// What is known of a run before it begins.
+pub struct PlanContext<'a> {
+    /// The model as it was read, without data.
+    pub teacher: &'a Model,
+    /// The tokenizer beside the model, for passes that need it; `None` where there is none.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// Files beside the weights that an output gets too, each with its name there.
+    pub side_files: &'a [(PathBuf, String)],
+    /// The text to watch the model on; `None`: weights are all there is.
+    pub text: Option<Text>,
+    /// Texts in it at most, and their tokens, roughly.
+    pub texts: usize,
+    pub tokens: usize,
+    /// Whether there are texts to train on.
+    pub data: bool,
+}
+
+impl PlanContext<'_> {
+    /// Weights of the layers' matrices, as they were read.
+    pub fn weights(&self) -> f64 {
+        let layers = self.teacher.layers.iter().flat_map(|layer| layer.linears());
+        layers.map(|(_, linear)| linear.weight.params()).sum::<usize>() as f64
+    }
+
+    /// Seconds in which one thread runs so many tokens through the layers, as they were read.
+    pub fn forward(&self, tokens: f64) -> f64 {
+        tokens * self.weights() / MACS_PER_SECOND
+    }
+
+    /// Seconds in which one thread trains on so many batches, with a teacher's answers beside.
+    pub fn training(&self, steps: usize, batch: usize) -> f64 {
+        // Forward, and twice as much backward; the teacher's forward.
+        self.forward(4.0 * (steps * batch * TOKENS_OF_A_TEXT) as f64)
+    }
+
+    /// As [`PlanContext::forward`], of the text to watch the model on; 0 without one.
+    pub fn watch(&self) -> f64 {
+        self.text.map_or(0.0, |_| self.forward(self.tokens as f64))
+    }
+}
+
+/// Multiply-accumulates in f32 of one thread with AVX-512 (docs/plan.md).
+const MACS_PER_SECOND: f64 = 4e10;
+
+/// Tokens of a text that nobody has read: a sentence.
+pub const TOKENS_OF_A_TEXT: usize = 24;
+
+/// What a pass says of itself before it runs.
+#[derive(Debug, Clone, Default)]
+pub struct Foresight {
+    /// What shapes and options do not tell, a sentence each, without a full stop.
+    pub notes: Vec<String>,
+    /// Seconds that it takes one thread, to one digit at best (docs/plan.md).
+    pub seconds: f64,
+    /// Numbers of 4 bytes that it keeps at once for each weight of the layers.
+    pub copies: f64,
+}
+
+impl Foresight {
+    /// With one more sentence.
+    pub fn noting(mut self, note: impl Into<String>) -> Foresight {
+        self.notes.push(note.into());
+        self
+    }
+}
+
+/// What a text is, before it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Text {
+    Random,
+    Builtin,
+    /// A file, of which it is not known what stands in it.
+    Given,
 }
 
 /// How a recipe finds a pass.

@@ -24,11 +24,7 @@ impl Binarize {
         changes: &mut Vec<Change>,
     ) -> Result<()> {
         let Some(Calibration { batches, .. }) = cx.calibration else {
-            return Err(Error::Mismatch {
-                found: "binarize(activations=1) has no text".into(),
-                expected: "scales of signs are means of what text makes".into(),
-                advice: "drop `--calib none`",
-            });
+            return Err(no_text());
         };
         let (activation, eps) = (model.config.activation, model.config.eps);
         let hidden = model.config.hidden;
@@ -91,6 +87,14 @@ impl Binarize {
             cx.progress.step()?;
         }
         Ok(())
+    }
+}
+
+pub fn no_text() -> Error {
+    Error::Mismatch {
+        found: "binarize(activations=1) has no text".into(),
+        expected: "scales of signs are means of what text makes".into(),
+        advice: "drop `--calib none`",
     }
 }
 

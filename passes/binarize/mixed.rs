@@ -83,15 +83,7 @@ impl Binarize {
         };
         if self.bits > 0.0 {
             let budget = (self.bits * params as f64 / 8.0).floor() as usize;
-            return pick(budget).ok_or_else(|| Error::Option {
-                pass: "binarize",
-                option: "bits",
-                found: self.bits.to_string(),
-                expected: format!(
-                    "at least {:.3} for this model",
-                    (8e3 * least as f64 / params.max(1) as f64).ceil() / 1e3
-                ),
-            });
+            return pick(budget).ok_or_else(|| self.too_few_bits(least, params));
         }
         // Headers grow with the number of tensors: what a plan takes is known when it is made.
         let mut budget = self.size.0 as usize;
@@ -103,16 +95,29 @@ impl Binarize {
                 return Ok(plan);
             }
             if budget <= least {
-                return Err(Error::Option {
-                    pass: "binarize",
-                    option: "size",
-                    found: format!("{} bytes", self.size.0),
-                    expected: format!(
-                        "at least {smallest} bytes for this model; `embeddings` and `head` make more room"
-                    ),
-                });
+                return Err(self.too_small(smallest));
             }
             budget = budget.saturating_sub(over).max(least);
+        }
+    }
+
+    /// Of a model whose matrices take `least` bytes at least.
+    pub(super) fn too_few_bits(&self, least: usize, params: usize) -> Error {
+        let bits = (8e3 * least as f64 / params.max(1) as f64).ceil() / 1e3;
+        let (found, expected) =
+            (self.bits.to_string(), format!("at least {bits:.3} for this model"));
+        Error::Option { pass: "binarize", option: "bits", found, expected }
+    }
+
+    /// Of a model whose file takes `smallest` bytes at least.
+    pub(super) fn too_small(&self, smallest: u64) -> Error {
+        Error::Option {
+            pass: "binarize",
+            option: "size",
+            found: format!("{} bytes", self.size.0),
+            expected: format!(
+                "at least {smallest} bytes for this model; `embeddings` and `head` make more room"
+            ),
         }
     }
 
@@ -275,7 +280,7 @@ fn linears(model: &Model) -> Vec<&Linear> {
 }
 
 /// What a matrix may become.
-fn rungs(weight: &Weight) -> Vec<Rung> {
+pub(super) fn rungs(weight: &Weight) -> Vec<Rung> {
     let (rows, cols) = (weight.rows(), weight.cols());
     let double = RATES.iter().map(|&rate| double::rank(rate, rows, cols));
     let mut rungs: Vec<Rung> = double.map(|rank| Rung::Double { rank }).collect();

@@ -5,6 +5,7 @@ mod double;
 mod elastic;
 mod fit;
 mod mixed;
+mod outline;
 mod products;
 mod refine;
 mod residual;
@@ -15,8 +16,8 @@ mod tests;
 mod weights;
 
 use crate::emit::Target;
-use crate::model::{Activations, Binary, Int8, Linear, LowRank, Model, Weight};
-use crate::pass::{Context, Entry, Pass, Work};
+use crate::model::{Activations, Binary, Int8, Linear, LowRank, Model, Outline, Weight};
+use crate::pass::{Context, Entry, Foresight, Pass, PlanContext, Work};
 use crate::report::Change;
 use crate::train::sweep;
 use crate::{Error, Result};
@@ -263,6 +264,25 @@ impl Pass for Binarize {
             }
         }
         Ok(())
+    }
+
+    fn outline(&self, outline: &mut Outline, cx: &PlanContext) -> Result<Foresight> {
+        self.check()?;
+        if self.activations == 1 && cx.text.is_none() {
+            return Err(elastic::no_text());
+        }
+        outline.each(|model| self.outline_around(model))?;
+        if self.is_mixed() {
+            self.outline_mixed(outline)?;
+            let note = "each matrix gets the form that the budget is best spent on";
+            return Ok(self.foresight(cx).noting(note));
+        }
+        match (self.activations, outline.uneven) {
+            (1, _) => outline.each(|model| self.outline_signs(model))?,
+            (_, true) => self.outline_open(outline)?,
+            _ => outline.each(|model| self.outline_layers(model, |weight| self.uniform(weight)))?,
+        }
+        Ok(self.foresight(cx))
     }
 
     fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {

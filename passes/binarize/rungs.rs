@@ -18,29 +18,20 @@ pub enum Rung {
 }
 
 impl Binarize {
-    /// A matrix of zeros in the form of `rung`: how it is stored, and how many bytes it takes where no scale is too small
-    /// for f16.
+    /// A matrix in the form of `rung` without its numbers: how it is stored, and how many bytes it takes where no scale is
+    /// too small for f16.
     pub(super) fn blank(&self, name: &str, shape: (usize, usize), rung: Rung) -> Weight {
         let (rows, cols) = shape;
         let name = name.to_string();
         match rung {
             Rung::Planes { planes, rank } => {
                 let (group, rank) = (self.group(cols), rank.min(rows).min(cols));
-                let (u, v) = (vec![0.0; rows * rank], vec![0.0; rank * cols]);
-                let low_rank = (rank > 0).then(|| match self.factors {
-                    Factors::F16 => LowRank::new(rank, u, v),
-                    Factors::Int8 => LowRank::int8(rank, u, v),
-                });
-                let scales = vec![0.0; planes * rows * cols.div_ceil(group)];
-                let codes = vec![0; rows * cols];
-                Weight::Binary(Binary::new(name, shape, planes, group, &codes, &scales, low_rank))
+                let int8 = self.factors == Factors::Int8;
+                let low_rank = (rank > 0).then(|| LowRank::blank(rank, int8));
+                Weight::Binary(Binary::blank(name, shape, planes, group, low_rank))
             }
-            Rung::Double { rank } => {
-                let signs = (&vec![0.0; rows * rank][..], &vec![0.0; rank * cols][..]);
-                let scales = [rows, rank, cols].map(|n| vec![0.0; n]);
-                Weight::Double(DoubleBinary::new(name, shape, rank, signs, scales))
-            }
-            Rung::Int8 => Weight::Int8(Int8::new(name, shape, &vec![0.0; rows * cols])),
+            Rung::Double { rank } => Weight::Double(DoubleBinary::blank(name, shape, rank)),
+            Rung::Int8 => Weight::Int8(Int8::blank(name, shape)),
         }
     }
 

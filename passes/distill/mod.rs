@@ -5,8 +5,8 @@ mod replacing;
 mod tests;
 
 use crate::data::Dataset;
-use crate::model::{Linear, Model, Part, Task, Weight};
-use crate::pass::{Context, Entry, Pass, Work};
+use crate::model::{Linear, Model, Outline, Part, Task, Weight};
+use crate::pass::{Context, Entry, Foresight, Pass, PlanContext, Work};
 use crate::report::{Change, Training};
 use crate::train::distillation::{Distillation, Terms};
 use crate::train::fit::{Keep, Settings, fit};
@@ -166,6 +166,20 @@ fn usual_rate(model: &Model) -> f32 {
 }
 
 impl Distill {
+    /// Refuses what the teacher's answers cannot be compared by.
+    fn check_task(&self, teacher: &Model) -> Result<()> {
+        let config = &teacher.config;
+        let classes = config.task == Task::SequenceClassification && !config.regression;
+        if self.sinkhorn > 0.0 && !classes {
+            return Err(Error::Mismatch {
+                found: format!("distill(sinkhorn={}) on {}", self.sinkhorn, config.task.name()),
+                expected: "the Sinkhorn distance compares classes of whole texts".into(),
+                advice: "leave sinkhorn at 0 for this model",
+            });
+        }
+        Ok(())
+    }
+
     fn terms(&self) -> Terms {
         let terms = Terms {
             temperature: self.temperature,
@@ -266,6 +280,22 @@ impl Pass for Distill {
         true
     }
 
+    fn outline(&self, _outline: &mut Outline, cx: &PlanContext) -> Result<Foresight> {
+        self.check()?;
+        if cx.text.is_none() && !cx.data {
+            return Err(no_text());
+        }
+        self.check_task(cx.teacher)?;
+        let steps = match (self.steps, cx.data) {
+            (0, true) => MOST_STEPS,
+            (0, false) => (EPOCHS * cx.texts.div_ceil(self.batch)).min(MOST_STEPS),
+            (steps, _) => steps,
+        };
+        let seconds = cx.training(steps * self.accumulate, self.batch);
+        let foresight = Foresight { seconds, copies: 12.0, ..Foresight::default() };
+        Ok(foresight.noting("numbers are trained, forms and shapes stay"))
+    }
+
     fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {
         self.check()?;
         let fallback;
@@ -275,13 +305,7 @@ impl Pass for Distill {
                 fallback = Dataset::of(text);
                 &fallback
             }
-            (None, None) => {
-                return Err(Error::Mismatch {
-                    found: "distill has no text".into(),
-                    expected: "it trains on some".into(),
-                    advice: "give a file by --data, or drop `--calib none`",
-                });
-            }
+            (None, None) => return Err(no_text()),
         };
         let (train, held) = split(data.texts.len());
         if train.is_empty() {
@@ -291,15 +315,7 @@ impl Pass for Distill {
                 advice: "give a file with more texts",
             });
         }
-        let config = &cx.teacher.config;
-        let classes = config.task == Task::SequenceClassification && !config.regression;
-        if self.sinkhorn > 0.0 && !classes {
-            return Err(Error::Mismatch {
-                found: format!("distill(sinkhorn={}) on {}", self.sinkhorn, config.task.name()),
-                expected: "the Sinkhorn distance compares classes of whole texts".into(),
-                advice: "leave sinkhorn at 0 for this model",
-            });
-        }
+        self.check_task(cx.teacher)?;
         let before = model.clone();
         let embedded = matches!(before.embeddings.word, Weight::Subspace(_) | Weight::Factored(_));
         let mut distillation =
@@ -373,6 +389,14 @@ impl Pass for Distill {
         trained.put(model)?;
         let training = vec![training.with(&history)];
         Ok(Work { training, ..changes(&before, model).into() })
+    }
+}
+
+fn no_text() -> Error {
+    Error::Mismatch {
+        found: "distill has no text".into(),
+        expected: "it trains on some".into(),
+        advice: "give a file by --data, or drop `--calib none`",
     }
 }
 

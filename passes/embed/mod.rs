@@ -1,5 +1,6 @@
 #![doc = include_str!("README.md")]
 
+mod outline;
 mod paper;
 mod rotation;
 mod rows;
@@ -10,8 +11,8 @@ mod tests;
 mod weights;
 
 use crate::checkpoint::Tensor;
-use crate::model::{Linear, Model, TableErrors, Weight};
-use crate::pass::{Context, Entry, Pass, Work};
+use crate::model::{Linear, Model, Outline, TableErrors, Weight};
+use crate::pass::{Context, Entry, Foresight, Pass, PlanContext, Work};
 use crate::report::{Change, count};
 use crate::runtime::lookup;
 use crate::train::sweep;
@@ -219,15 +220,14 @@ impl Pass for Embed {
         true
     }
 
+    fn outline(&self, outline: &mut Outline, cx: &PlanContext) -> Result<Foresight> {
+        self.check()?;
+        outline.models().iter().try_for_each(|model| self.check_positions(model))?;
+        self.outline_tables(outline, cx)
+    }
+
     fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {
-        if self.positions == Positions::F16 && model.embeddings.position.is_none() {
-            return Err(Error::Option {
-                pass: "embed",
-                option: "positions",
-                found: "f16, of a model without a table of positions".into(),
-                expected: "none".into(),
-            });
-        }
+        self.check_positions(model)?;
         self.check()?;
         let before = model.embeddings.word.clone();
         let tensor = before.dense()?;
@@ -238,7 +238,8 @@ impl Pass for Embed {
         let seed = cx.seed;
         let mut after = match self.method {
             Method::Subspace => {
-                let (plan, hottest) = self.plan(rows, cols, &frequencies, &mut notes)?;
+                let (plan, hottest) =
+                    self.plan(rows, cols, frequencies.special.len(), &mut notes)?;
                 let exact = frequencies.exact(hottest);
                 let weights = frequencies.weights(self, &exact);
                 let table = (tensor, &name[..]);
@@ -307,6 +308,18 @@ impl Pass for Embed {
 }
 
 impl Embed {
+    fn check_positions(&self, model: &Model) -> Result<()> {
+        if self.positions == Positions::F16 && model.embeddings.position.is_none() {
+            return Err(Error::Option {
+                pass: "embed",
+                option: "positions",
+                found: "f16, of a model without a table of positions".into(),
+                expected: "none".into(),
+            });
+        }
+        Ok(())
+    }
+
     /// Frequent rows to be stored as they are.
     fn hottest(&self, rows: usize, default: usize) -> usize {
         match self.exact {
@@ -315,16 +328,15 @@ impl Embed {
         }
     }
 
-    /// Slices, codewords and rotation, and the number of frequent rows that are stored as they are.
+    /// Slices, codewords and rotation, and the number of frequent rows that are stored as they are, beside `special` ones.
     fn plan(
         &self,
         rows: usize,
         cols: usize,
-        frequencies: &Frequencies,
+        special: usize,
         notes: &mut Vec<String>,
     ) -> Result<(Plan, usize)> {
         let hottest = self.hottest(rows, HOTTEST);
-        let special = frequencies.special.len();
         let plan =
             |width: usize, rotation: Option<usize>| self.of_width(rows, cols, width, rotation);
         let (plan, hottest) = if self.share > 0.0 {

@@ -329,7 +329,8 @@ fn a_share_is_met_or_refused_with_the_least_that_can_be() {
     let frequencies = Frequencies::new(None, rows, 0);
     for share in [0.5, 0.2, 0.1] {
         let options = Embed { share, ..Embed::default() };
-        let (plan, hottest) = options.plan(rows, 16, &frequencies, &mut Vec::new()).expect("room");
+        let (plan, hottest) =
+            options.plan(rows, 16, frequencies.special.len(), &mut Vec::new()).expect("room");
         let bytes = plan.bytes(rows, 16, hottest + 1);
         assert!(bytes as f64 <= share * (4 * rows * 16) as f64, "{share}: {bytes} {plan:?}");
     }

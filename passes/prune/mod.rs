@@ -7,6 +7,7 @@ mod cofi;
 mod constraint;
 mod masks;
 mod measure;
+mod outline;
 mod price;
 mod rearrange;
 mod repair;
@@ -18,8 +19,8 @@ mod tests;
 use crate::data::Calibration;
 use crate::emit::Target;
 use crate::model::slice::Masks;
-use crate::model::{Layer, Linear, Model, cost};
-use crate::pass::{Context, Entry, Pass, Work};
+use crate::model::{Layer, Linear, Model, Outline, cost};
+use crate::pass::{Context, Entry, Foresight, Pass, PlanContext, Work};
 use crate::report::{self, Change};
 use crate::train::losses::Matching;
 use crate::{Error, Result};
@@ -255,23 +256,17 @@ impl Pass for Prune {
         Ok(())
     }
 
+    fn outline(&self, outline: &mut Outline, cx: &PlanContext) -> Result<Foresight> {
+        self.check()?;
+        self.outline_cut(outline, cx)
+    }
+
     fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {
         self.check()?;
         if self.targets() == [0.0; 4] && self.masks.is_empty() {
             return Ok(Work::default());
         }
-        if model.tokens.is_some() {
-            return Err(Error::Mismatch {
-                found: "the model drops tokens by a schedule".into(),
-                expected: "that was found for the heads that are there".into(),
-                advice: "prune the checkpoint as it was before `tokens`, then run `tokens`",
-            });
-        }
-        for layer in &model.layers {
-            for (_, linear) in layer.linears() {
-                linear.weight.dense()?;
-            }
-        }
+        check_whole(model)?;
         let before = model.clone();
         if !self.masks.is_empty() {
             let masks = masks::read(Path::new(&self.masks), model)?;
@@ -279,18 +274,7 @@ impl Pass for Prune {
             let note = format!("mode masks: cut by {}, without training", self.masks);
             return Ok(self.work(&before, model, &masks, vec![note]));
         }
-        let text = match self.mode {
-            Mode::Text if cx.calibration.is_none() => {
-                let found = "\"text\", without calibration text".into();
-                return Err(refusal("mode", found, "a text by --calib, or mode=weights"));
-            }
-            Mode::Train if cx.data.is_none() => {
-                let found = "\"train\", without text to train on".into();
-                return Err(refusal("mode", found, "a file by --data, or mode=text"));
-            }
-            Mode::Weights => None,
-            _ => cx.calibration,
-        };
+        let text = self.text(cx.calibration, cx.data.is_some())?;
         let mut budget = Budget::of(self, model)?;
         if self.trains(cx.data.is_some()) {
             let done = cofi::run(self, model, budget, cx)?;
@@ -334,6 +318,22 @@ impl Pass for Prune {
 }
 
 impl Prune {
+    /// The text that the pass goes by, of that which there is; `data`: whether there is text to train on.
+    fn text<T>(&self, text: Option<T>, data: bool) -> Result<Option<T>> {
+        match self.mode {
+            Mode::Text if text.is_none() => {
+                let found = "\"text\", without calibration text".into();
+                Err(refusal("mode", found, "a text by --calib, or mode=weights"))
+            }
+            Mode::Train if !data => {
+                let found = "\"train\", without text to train on".into();
+                Err(refusal("mode", found, "a file by --data, or mode=text"))
+            }
+            Mode::Weights => Ok(None),
+            _ => Ok(text),
+        }
+    }
+
     /// Every target that is a number.
     fn targets(&self) -> [f64; 4] {
         [self.sparsity, self.flops, self.speedup, self.params as f64]
@@ -487,6 +487,19 @@ impl Prune {
             (true, None) => ", repair of biases",
         }
     }
+}
+
+/// Refuses a model of which nothing can be cut.
+fn check_whole(model: &Model) -> Result<()> {
+    if model.tokens.is_some() {
+        return Err(Error::Mismatch {
+            found: "the model drops tokens by a schedule".into(),
+            expected: "that was found for the heads that are there".into(),
+            advice: "prune the checkpoint as it was before `tokens`, then run `tokens`",
+        });
+    }
+    let mut linears = model.layers.iter().flat_map(|layer| layer.linears());
+    linears.try_for_each(|(_, linear)| linear.weight.dense().map(drop))
 }
 
 fn refusal(option: &'static str, found: String, expected: &str) -> Error {

@@ -7,15 +7,15 @@ use crate::Result;
 use crate::model::{Layer, Model};
 
 /// What a choice of heads and units may cost, at the width of the hidden states that the model has.
-struct Costs {
-    head: f64,
-    unit: f64,
+pub struct Costs {
+    pub head: f64,
+    pub unit: f64,
     /// What stays whatever is cut.
     fixed: f64,
 }
 
 impl Costs {
-    fn of(model: &Model, budget: &Budget) -> Costs {
+    pub fn of(model: &Model, budget: &Budget) -> Costs {
         let hidden = model.config.hidden as f64;
         let at = |[fixed, each]: [f64; 2]| fixed + each * hidden;
         let count =
@@ -31,7 +31,7 @@ impl Costs {
     }
 
     /// How many units fit besides so many heads; below 0 where these are too much.
-    fn units_beside(&self, heads: usize, allowed: f64) -> f64 {
+    pub fn units_beside(&self, heads: usize, allowed: f64) -> f64 {
         ((allowed - self.sum(heads, 0)) / self.unit).floor()
     }
 }

@@ -3,8 +3,8 @@
 #[cfg(test)]
 mod tests;
 
-use crate::model::{Activations, Linear, Model, Weight};
-use crate::pass::{Context, Entry, Pass, Work};
+use crate::model::{Activations, Linear, Model, Outline, Weight};
+use crate::pass::{Context, Entry, Foresight, Pass, PlanContext, Work};
 use crate::report::Change;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,9 @@ pub enum Form {
     F16,
 }
 
+/// Of one thread, for each weight (docs/plan.md).
+const SECONDS: f64 = 1e-8;
+
 impl Default for Quantize {
     fn default() -> Self {
         Quantize { form: Form::Int8, embeddings: Form::Int8, head: Form::None }
@@ -56,6 +59,11 @@ impl Pass for Quantize {
             });
         }
         Ok(())
+    }
+
+    fn outline(&self, outline: &mut Outline, cx: &PlanContext) -> Result<Foresight> {
+        outline.each(|model| self.run(model, &Context::new(cx.teacher)).map(drop))?;
+        Ok(Foresight { seconds: SECONDS * cx.weights(), ..Foresight::default() })
     }
 
     fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {

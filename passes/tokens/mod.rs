@@ -3,6 +3,7 @@
 mod budget;
 mod gated;
 mod judge;
+mod outline;
 mod search;
 #[cfg(test)]
 mod tests;
@@ -10,8 +11,8 @@ mod training;
 
 use crate::data::Calibration;
 use crate::emit::Target;
-use crate::model::{Model, Reads, Score, TokenSchedule};
-use crate::pass::{Context, Entry, Pass, Work};
+use crate::model::{Model, Outline, Reads, Score, TokenSchedule};
+use crate::pass::{Context, Entry, Foresight, Pass, PlanContext, Work};
 use crate::report::COMPUTE_TOKENS;
 use crate::runtime::{Batch, Encoder};
 use crate::train::losses::Ranking;
@@ -213,6 +214,17 @@ impl Pass for Tokens {
         (target == Target::Dense).then_some("layers drop tokens")
     }
 
+    fn outline(&self, outline: &mut Outline, cx: &PlanContext) -> Result<Foresight> {
+        self.check()?;
+        let searched = self.text(cx.text, cx.data)?.is_some() || self.trains(cx.data);
+        if cx.text.is_none() && !searched {
+            outline.each(|model| self.run(model, &Context::new(cx.teacher)).map(drop))?;
+            return Ok(Foresight::default());
+        }
+        outline.spread(|model| self.schedules(model, searched))?;
+        Ok(self.foresight(cx).noting("the schedule follows the texts, and their lengths"))
+    }
+
     fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {
         self.check()?;
         let mut notes = Vec::new();
@@ -221,25 +233,7 @@ impl Pass for Tokens {
                 "the schedule that the model came with was dropped: this one is found anew".into(),
             );
         }
-        let text = match self.mode {
-            Mode::Ratio => None,
-            Mode::Train if cx.data.is_none() => {
-                let expected = "a file by --data, or mode=text";
-                return Err(refusal("mode", "\"train\", without text to train on", expected));
-            }
-            Mode::Auto | Mode::Train => cx.calibration,
-            Mode::Text => match cx.calibration {
-                None => {
-                    let expected = "a text by --calib, or mode=ratio";
-                    return Err(refusal("mode", "\"text\", without calibration text", expected));
-                }
-                text => text,
-            },
-        };
-        if self.drop.0 > 0.0 && text.is_none() {
-            let expected = "a text by --calib, to see what changes";
-            return Err(refusal("drop", "given without calibration text", expected));
-        }
+        let text = self.text(cx.calibration, cx.data.is_some())?;
         let before = model.clone();
         let protect = if self.protect { separators(cx)? } else { Vec::new() };
         let trains = self.trains(cx.data.is_some());
@@ -251,12 +245,7 @@ impl Pass for Tokens {
         };
         let budget = Budget::new(&before, lengths, self.from, bins, protect);
         if budget.sites.is_empty() {
-            return Err(Error::Mismatch {
-                found: format!("no layer from {} on can drop tokens", self.from),
-                expected: "dropping takes attention heads, and a layer behind them that it saves"
-                    .into(),
-                advice: "leave tokens out for this model, or give a smaller `from`",
-            });
+            return Err(self.no_site());
         }
         if let Some(loops) = loops {
             let start = match (text, self.starts_from_text(cx)) {
@@ -282,6 +271,36 @@ impl Pass for Tokens {
 }
 
 impl Tokens {
+    /// The text that the pass goes by, of that which there is; `data`: whether there is text to train on.
+    fn text<T>(&self, text: Option<T>, data: bool) -> Result<Option<T>> {
+        let text = match self.mode {
+            Mode::Ratio => None,
+            Mode::Train if !data => {
+                let expected = "a file by --data, or mode=text";
+                return Err(refusal("mode", "\"train\", without text to train on", expected));
+            }
+            Mode::Text if text.is_none() => {
+                let expected = "a text by --calib, or mode=ratio";
+                return Err(refusal("mode", "\"text\", without calibration text", expected));
+            }
+            Mode::Auto | Mode::Train | Mode::Text => text,
+        };
+        if self.drop.0 > 0.0 && text.is_none() {
+            let expected = "a text by --calib, to see what changes";
+            return Err(refusal("drop", "given without calibration text", expected));
+        }
+        Ok(text)
+    }
+
+    fn no_site(&self) -> Error {
+        Error::Mismatch {
+            found: format!("no layer from {} on can drop tokens", self.from),
+            expected: "dropping takes attention heads, and a layer behind them that it saves"
+                .into(),
+            advice: "leave tokens out for this model, or give a smaller `from`",
+        }
+    }
+
     /// Those that are tried; the paper's first.
     fn scores(&self) -> Vec<Score> {
         match self.score {

@@ -6,13 +6,13 @@ mod rewrite;
 mod tests;
 
 use crate::checkpoint::read_json;
-use crate::data::tables::{Columns, Example, NAME_COLUMNS, read_examples};
+use crate::data::tables::{Columns, Example, NAME_COLUMNS, check_examples, read_examples};
 use crate::data::tokenizer::{Encoded, Tokenizer};
 use crate::data::vocabulary::Cuts;
 use crate::data::{Dataset, Vocabulary};
 use crate::model::family::Positions;
-use crate::model::{Head, Linear, Model};
-use crate::pass::{Context, Entry, Pass, Work};
+use crate::model::{Head, Linear, Model, Outline};
+use crate::pass::{Context, Entry, Foresight, Pass, PlanContext, Text, Work};
 use crate::report::{Change, count};
 use crate::{Error, Result};
 use pieces::{Kind, Pieces};
@@ -111,20 +111,41 @@ impl Pass for Vocab {
         true
     }
 
+    fn outline(&self, outline: &mut Outline, cx: &PlanContext) -> Result<Foresight> {
+        self.check()?;
+        let tokenizer = cx.tokenizer.ok_or_else(no_tokenizer)?;
+        if self.keep.list().is_empty() && !cx.data && cx.text != Some(Text::Given) {
+            return Err(no_text());
+        }
+        self.keep.list().iter().try_for_each(|path| check_examples(path))?;
+        let mut json = tokenizer.json()?;
+        let pieces = Pieces::read(&json, tokenizer.path())?;
+        let side = side_files(cx.side_files)?;
+        outline.spread(|model| {
+            model.word_table()?;
+            let rows = model.config.vocab;
+            let always = always(model, tokenizer, &pieces, &mut json, &side)?;
+            let keep = |count: u64| -> Result<Model> {
+                let kept = self.chosen(&pieces, &vec![count; rows], always.clone())?;
+                if kept.len() < rows { model.select_words(&kept) } else { Ok(model.clone()) }
+            };
+            Ok(vec![keep(0)?, keep(self.min_count)?])
+        })?;
+        // Tables are copied; reading texts is not counted.
+        let foresight = Foresight { seconds: 1.0, copies: 2.0, ..Foresight::default() };
+        Ok(foresight.noting("the texts say which rows of the word embeddings stay"))
+    }
+
     fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {
         self.check()?;
         model.word_table()?;
-        let tokenizer = cx.tokenizer.ok_or_else(|| Error::Mismatch {
-            found: "the model has no tokenizer".into(),
-            expected: "its tokens are what `vocab` chooses from".into(),
-            advice: "copy tokenizer.json from the model that this one was trained from",
-        })?;
+        let tokenizer = cx.tokenizer.ok_or_else(no_tokenizer)?;
         cx.progress.start("vocab", 2 * self.keep.list().len() + 3);
         let mut corpora = self.corpora(tokenizer, cx)?;
         let rows = model.config.vocab;
         let mut json = tokenizer.json()?;
         let pieces = Pieces::read(&json, tokenizer.path())?;
-        let side = side_files(cx)?;
+        let side = side_files(cx.side_files)?;
         let always = always(model, tokenizer, &pieces, &mut json, &side)?;
         let counts = counted(&corpora, rows);
         let kept = self.chosen(&pieces, &counts, always)?;
@@ -208,13 +229,7 @@ impl Vocab {
         let data = match (cx.data, given) {
             (Some(data), _) => data.clone(),
             (None, Some(text)) => Dataset::of(text),
-            (None, None) => {
-                return Err(Error::Mismatch {
-                    found: "no text was given".into(),
-                    expected: "what the texts of the model's use need is what `vocab` keeps".into(),
-                    advice: "name files of them, as in `vocab(keep=\"corpus.txt\")`, or give --data or --calib",
-                });
-            }
+            (None, None) => return Err(no_text()),
         };
         let ids = data.texts.into_iter().map(|text| text.ids).collect();
         Ok(vec![Corpus { name: data.source, examples: Vec::new(), ids }])
@@ -252,6 +267,22 @@ impl Vocab {
     }
 }
 
+fn no_tokenizer() -> Error {
+    Error::Mismatch {
+        found: "the model has no tokenizer".into(),
+        expected: "its tokens are what `vocab` chooses from".into(),
+        advice: "copy tokenizer.json from the model that this one was trained from",
+    }
+}
+
+fn no_text() -> Error {
+    Error::Mismatch {
+        found: "no text was given".into(),
+        expected: "what the texts of the model's use need is what `vocab` keeps".into(),
+        advice: "name files of them, as in `vocab(keep=\"corpus.txt\")`, or give --data or --calib",
+    }
+}
+
 /// Columns of files in `keep` are named by an option of the pass.
 fn by_option(error: Error) -> Error {
     match error {
@@ -281,13 +312,13 @@ struct Side {
     json: Option<Value>,
 }
 
-fn side_files(cx: &Context) -> Result<Vec<Side>> {
+fn side_files(files: &[(PathBuf, String)]) -> Result<Vec<Side>> {
     let read = |(path, name): &(PathBuf, String)| {
         let named = ["tokenizer_config.json", "added_tokens.json"].contains(&name.as_str());
         let json = named.then(|| read_json(path)).transpose()?;
         Ok(Side { name: name.clone(), path: path.clone(), json })
     };
-    cx.side_files.iter().map(read).collect()
+    files.iter().map(read).collect()
 }
 
 /// Rows that stay whatever the texts say: single characters, all ids that a file names, and low special tokens

@@ -12,7 +12,9 @@ mod writer;
 
 pub use output::{OutputFolder, remove_stale};
 pub use tensor::{Dtype, Tensor};
-pub use writer::{WrittenFile, file_bytes, file_with, metadata, write_bytes, write_file};
+pub use writer::{
+    WrittenFile, file_bytes, file_with, metadata, weight_files, write_bytes, write_file,
+};
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -66,6 +68,12 @@ impl Checkpoint {
         Ok(Checkpoint { root, transformer_dir, files, metadata, tensors })
     }
 
+    /// The same with names, types and shapes alone, and none of the data.
+    pub fn blanked(mut self) -> Checkpoint {
+        self.tensors.values_mut().for_each(|tensor| *tensor = tensor.blanked());
+        self
+    }
+
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.tensors.get(name)
     }
@@ -100,7 +108,7 @@ impl Checkpoint {
 
     /// Bytes of all tensors, headers not counted.
     pub fn total_bytes(&self) -> u64 {
-        self.iter().map(|t| t.bytes().len() as u64).sum()
+        self.iter().map(|t| t.byte_len() as u64).sum()
     }
 }
 

@@ -107,7 +107,7 @@ impl fmt::Display for Dtype {
 /// A named array: row-major, little-endian, `dtype.byte_len(&shape)` bytes.
 ///
 /// The bytes are a view into a mapped file or shared on the heap, so that a clone costs nothing
-/// and a tensor nobody changed is written as it was read.
+/// and a tensor nobody changed is written as it was read. A plan has tensors without any.
 #[derive(Clone)]
 pub struct Tensor {
     pub name: String,
@@ -118,8 +118,13 @@ pub struct Tensor {
 
 #[derive(Clone)]
 enum Data {
-    Mapped { map: Arc<Mmap>, range: Range<usize> },
+    Mapped {
+        map: Arc<Mmap>,
+        range: Range<usize>,
+    },
     Owned(Arc<[u8]>),
+    /// So many bytes that nobody has.
+    Blank(usize),
 }
 
 impl Tensor {
@@ -130,6 +135,24 @@ impl Tensor {
     pub fn new(name: impl Into<String>, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Tensor {
         let data = Data::Owned(bytes.into());
         Tensor { name: name.into(), dtype, shape: shape.to_vec(), data }.checked()
+    }
+
+    /// Name, type and shape alone: it takes no memory, and whoever reads it finds nothing.
+    ///
+    /// # Panics
+    /// If its bytes cannot be counted: a bug in the caller.
+    pub fn blank(name: impl Into<String>, dtype: Dtype, shape: &[usize]) -> Tensor {
+        let bytes = dtype.byte_len(shape).expect("the shape of a tensor that could be stored");
+        Tensor { name: name.into(), dtype, shape: shape.to_vec(), data: Data::Blank(bytes) }
+    }
+
+    /// The same without data.
+    pub fn blanked(&self) -> Tensor {
+        Tensor::blank(self.name.clone(), self.dtype, &self.shape)
+    }
+
+    pub fn is_blank(&self) -> bool {
+        matches!(self.data, Data::Blank(_))
     }
 
     /// A view of the bytes at `range` of a mapped file.
@@ -218,7 +241,7 @@ impl Tensor {
     /// # Panics
     /// If there are no such rows, or they end inside a byte.
     pub fn rows(&self, name: impl Into<String>, rows: Range<usize>) -> Tensor {
-        let size = self.bytes().len() / self.shape[0].max(1);
+        let size = self.byte_len() / self.shape[0].max(1);
         let mut shape = self.shape.clone();
         shape[0] = rows.len();
         let part = rows.start * size..rows.end * size;
@@ -228,6 +251,7 @@ impl Tensor {
                 Data::Mapped { map: map.clone(), range }
             }
             Data::Owned(bytes) => Data::Owned(bytes[part].into()),
+            Data::Blank(_) => Data::Blank(part.len()),
         };
         Tensor { name: name.into(), dtype: self.dtype, shape, data }.checked()
     }
@@ -253,6 +277,9 @@ impl Tensor {
                 _ => None,
             };
         }
+        if parts.iter().any(|t| t.is_blank()) {
+            view = Some(Data::Blank(parts.iter().map(|t| t.byte_len()).sum()));
+        }
         let data = view.unwrap_or_else(|| {
             let bytes: Vec<u8> = parts.iter().flat_map(|t| t.bytes()).copied().collect();
             Data::Owned(bytes.into())
@@ -264,6 +291,15 @@ impl Tensor {
         match &self.data {
             Data::Mapped { map, range } => &map[range.clone()],
             Data::Owned(bytes) => bytes,
+            Data::Blank(_) => &[],
+        }
+    }
+
+    /// How many bytes it is stored in, whether they are there or not.
+    pub fn byte_len(&self) -> usize {
+        match &self.data {
+            Data::Blank(bytes) => *bytes,
+            _ => self.bytes().len(),
         }
     }
 
@@ -387,7 +423,7 @@ impl Tensor {
     fn checked(self) -> Tensor {
         assert_eq!(
             self.dtype.byte_len(&self.shape),
-            Some(self.bytes().len()),
+            Some(self.byte_len()),
             "tensor `{}`: the bytes fill shape {:?} of {}",
             self.name,
             self.shape,
@@ -420,7 +456,11 @@ impl Tensor {
 
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let from = if self.is_mapped() { "mapped" } else { "owned" };
+        let from = match self.data {
+            Data::Mapped { .. } => "mapped",
+            Data::Owned(_) => "owned",
+            Data::Blank(_) => "blank",
+        };
         write!(f, "Tensor({:?} {} {:?} {from})", self.name, self.dtype, self.shape)
     }
 }
@@ -536,6 +576,16 @@ mod tests {
     #[should_panic = "the bytes fill shape [3] of F32"]
     fn a_shape_that_disagrees_with_the_bytes_is_a_bug() {
         let _ = Tensor::new("a", Dtype::F32, &[3], &[0; 8]);
+    }
+
+    #[test]
+    fn a_blank_has_a_length_and_no_bytes() {
+        let blank = Tensor::blank("a", Dtype::F16, &[1 << 20, 1 << 20]);
+        assert_eq!((blank.byte_len(), blank.bytes().len()), (2 << 40, 0));
+        assert!(blank.is_blank() && !blank.is_mapped() && blank.check_finite().is_ok());
+        assert!(blank.to_f32().unwrap().is_empty());
+        let full = Tensor::from_u8("a", &[3], &[1, 2, 3]);
+        assert_eq!((full.byte_len(), full.blanked().byte_len()), (3, 3));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::header::MAX_HEADER_BYTES;
+use super::shards::SINGLE;
 use super::tensor::Tensor;
 use crate::error::{Error, Result};
 
@@ -50,7 +51,7 @@ pub(super) fn shards<'a, 'b>(ordered: &'b [&'a Tensor], max_bytes: u64) -> Vec<&
     let mut shards = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (i, tensor) in ordered.iter().enumerate() {
-        let len = tensor.bytes().len() as u64;
+        let len = tensor.byte_len() as u64;
         if i > start && bytes + len > max_bytes {
             shards.push(&ordered[start..i]);
             (start, bytes) = (i, 0);
@@ -61,10 +62,37 @@ pub(super) fn shards<'a, 'b>(ordered: &'b [&'a Tensor], max_bytes: u64) -> Vec<&
     shards
 }
 
+/// Files in which `ordered` is written: `model.safetensors`, or shards of at most `max_bytes` of data.
+pub(super) fn named<'a, 'b>(
+    ordered: &'b [&'a Tensor],
+    max_bytes: u64,
+) -> Vec<(String, &'b [&'a Tensor])> {
+    let shards = shards(ordered, max_bytes);
+    let count = shards.len();
+    let named = |(i, shard)| match count {
+        1 => (SINGLE.to_owned(), shard),
+        _ => (format!("model-{:05}-of-{count:05}.safetensors", i + 1), shard),
+    };
+    shards.into_iter().enumerate().map(named).collect()
+}
+
+/// Names and bytes of the files that hold a model of `tensors`, without the index of shards.
+///
+/// # Errors
+/// As [`file_bytes`].
+pub fn weight_files(tensors: &[Tensor], max_shard_bytes: u64) -> Result<Vec<(String, u64)>> {
+    let ordered = ordered(tensors)?;
+    let bytes = |(name, shard): (String, &[&Tensor])| {
+        let data: usize = shard.iter().map(|t| t.byte_len()).sum();
+        Ok((name, (header(shard, &metadata())?.len() + data) as u64))
+    };
+    named(&ordered, max_shard_bytes).into_iter().map(bytes).collect()
+}
+
 /// `model.safetensors.index.json` as Transformers writes it.
 pub(super) fn index(shards: &[(String, &[&Tensor])]) -> Vec<u8> {
     let tensors = || shards.iter().flat_map(|(file, part)| part.iter().map(move |t| (t, file)));
-    let total_size: usize = tensors().map(|(t, _)| t.bytes().len()).sum();
+    let total_size: usize = tensors().map(|(t, _)| t.byte_len()).sum();
     let weight_map: BTreeMap<_, _> = tensors().map(|(t, file)| (&t.name, file)).collect();
     let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
     format!("{index:#}\n").into_bytes()
@@ -104,7 +132,7 @@ pub(super) fn write_tensors(
 /// [`Error::Mismatch`] if two have the same name, or the names are too many for a header.
 pub fn file_bytes(tensors: &[Tensor]) -> Result<u64> {
     let header = header(&ordered(tensors)?, &metadata())?;
-    Ok(header.len() as u64 + tensors.iter().map(|t| t.bytes().len() as u64).sum::<u64>())
+    Ok(header.len() as u64 + tensors.iter().map(|t| t.byte_len() as u64).sum::<u64>())
 }
 
 /// What the header of a model's file says besides: Transformers asks for it.
@@ -172,7 +200,7 @@ fn header(tensors: &[&Tensor], metadata: &BTreeMap<String, String>) -> Result<Ve
     let mut begin = 0;
     for tensor in tensors {
         let Tensor { name, dtype, shape, .. } = tensor;
-        let len = tensor.bytes().len();
+        let len = tensor.byte_len();
         assert_eq!(dtype.byte_len(shape), Some(len), "tensor `{name}` has the bytes of its shape");
         let end = begin + len;
         let entry = json!({ "dtype": dtype.name(), "shape": shape, "data_offsets": [begin, end] });

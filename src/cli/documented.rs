@@ -59,6 +59,7 @@ fn documented_commands_are_commands() {
             let wrong = match &parsed {
                 Err(e) => e.to_string().lines().next().map(str::to_string),
                 Ok(Cli { command: None, run }) => run
+                    .recipe
                     .passes
                     .as_ref()
                     .and_then(|passes| Recipe::parse(passes, &[]).err())

@@ -11,6 +11,7 @@ mod forward;
 mod gate;
 mod inspect;
 mod passes;
+mod plan;
 mod progress;
 mod reproduce;
 mod run;
@@ -64,6 +65,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Fine-tune a checkpoint on a task
     Train(train::TrainArgs),
+    /// Say what passes would make of a checkpoint: bytes, parameters, FLOPs, memory, time
+    Plan(plan::PlanArgs),
     /// List the passes, or explain one
     Passes(passes::PassesArgs),
     /// Run given token ids through a model and store what comes out
@@ -176,6 +179,7 @@ pub fn main() -> ExitCode {
         Some(Command::Inspect(args)) => inspect::main(args),
         Some(Command::Eval(args)) => eval::main(args),
         Some(Command::Train(args)) => train::main(args),
+        Some(Command::Plan(args)) => plan::main(args),
         Some(Command::Passes(args)) => passes::main(args),
         Some(Command::Forward(args)) => forward::main(args),
         Some(Command::Verify(args)) => verify::main(args),

@@ -3,7 +3,7 @@
 use super::emit::TargetArgs;
 use super::texts::TextArgs;
 use super::{
-    ResumeArgs, ThreadArgs, file_name, keep_freed_buffers, print, print_json, progress,
+    ResumeArgs, ThreadArgs, file_name, keep_freed_buffers, plan, print, print_json, progress,
     recipe_text, tokenizer,
 };
 use clap::Args;
@@ -19,8 +19,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// What is to be done, for every command that runs or plans passes.
 #[derive(Debug, Args)]
-pub struct RunArgs {
+pub struct RecipeArgs {
     /// Passes in the order they run, with options: 'prune(sparsity=0.5),binarize(planes=2)'
     #[arg(long, value_name = "PASSES", required_unless_present = "recipe")]
     pub(super) passes: Option<String>,
@@ -36,13 +37,32 @@ pub struct RunArgs {
     /// Override one option, as `prune.sparsity=0.6`; may be given again
     #[arg(long, value_name = "PASS.OPTION=VALUE")]
     set: Vec<String>,
+}
+
+impl RecipeArgs {
+    pub fn read(&self) -> Result<Recipe> {
+        let mut recipe = match &self.recipe {
+            Some(path) => Recipe::from_toml(&recipe_text(path)?, &self.set)?,
+            None => Recipe::parse(self.passes.as_deref().unwrap_or_default(), &self.set)?,
+        };
+        if let Some(emit) = self.targets.emit()? {
+            recipe.emit = emit;
+        }
+        Ok(recipe)
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub(super) recipe: RecipeArgs,
 
     /// The checkpoint: a Hugging Face folder, or a .safetensors file with config.json beside it
     #[arg(required = true)]
     model: Option<PathBuf>,
 
     /// The folder to write; must be new or empty
-    #[arg(short, long, value_name = "OUT", required = true)]
+    #[arg(short, long, value_name = "OUT", required_unless_present = "dry_run")]
     output: Option<PathBuf>,
 
     #[command(flatten)]
@@ -67,6 +87,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "MB", default_value_t = MAX_SHARD_MB)]
     max_shard_size: u64,
 
+    /// Print the plan, as `compress plan` does, and run nothing
+    #[arg(long, conflicts_with = "resume")]
+    dry_run: bool,
+
     /// Print the report as JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -77,17 +101,6 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    fn recipe(&self) -> Result<Recipe> {
-        let mut recipe = match &self.recipe {
-            Some(path) => Recipe::from_toml(&recipe_text(path)?, &self.set)?,
-            None => Recipe::parse(self.passes.as_deref().unwrap_or_default(), &self.set)?,
-        };
-        if let Some(emit) = self.targets.emit()? {
-            recipe.emit = emit;
-        }
-        Ok(recipe)
-    }
-
     /// All that an output depends on besides recipe and files, as it would be written on the command line.
     fn arguments(&self) -> String {
         let mut arguments = self.texts.arguments();
@@ -102,6 +115,14 @@ impl RunArgs {
 const MAX_SHARD_MB: u64 = 5000;
 
 pub fn main(args: &RunArgs) -> Result<()> {
+    if args.dry_run {
+        let input = args.model.as_deref().expect("clap requires it");
+        args.threads.apply()?;
+        let output = args.output.as_deref().map(|output| (output, args.force));
+        let (texts, shards) = (&args.texts, args.max_shard_size);
+        let plan = plan::of(input, &args.recipe.read()?, texts, shards, output)?;
+        return plan::show(&plan, args.json);
+    }
     let done = make(args)?;
     if args.json {
         return print_json(&json!({
@@ -123,7 +144,7 @@ pub fn main(args: &RunArgs) -> Result<()> {
 
 /// The files that its output depends on.
 pub fn inputs(args: &RunArgs) -> Result<Vec<InputNote>> {
-    let (input, recipe) = (args.model.as_deref().expect("clap requires it"), args.recipe()?);
+    let (input, recipe) = (args.model.as_deref().expect("clap requires it"), args.recipe.read()?);
     // One that is missing is the pass's to name.
     let of_passes = recipe.steps.iter().flat_map(|s| s.pass.reads()).filter(|p| p.is_file());
     hashes(input, args.texts.files().into_iter().chain(of_passes))
@@ -132,9 +153,9 @@ pub fn inputs(args: &RunArgs) -> Result<Vec<InputNote>> {
 /// Runs it, and says nothing on stdout.
 pub fn make(args: &RunArgs) -> Result<Outcome> {
     let input = args.model.as_deref().expect("clap requires it");
-    let output = args.output.as_deref().expect("clap requires it");
     args.threads.apply()?;
-    let recipe = args.recipe()?;
+    let output = args.output.as_deref().expect("clap requires it");
+    let recipe = args.recipe.read()?;
     if recipe.steps.iter().any(|s| s.pass.trains(args.texts.data.is_some())) {
         keep_freed_buffers();
     }
@@ -178,7 +199,7 @@ pub fn make(args: &RunArgs) -> Result<Outcome> {
         read: &|model, tokenizer| given.read(model, Some(tokenizer), input, counted),
         state,
         cache,
-        max_shard_bytes: args.max_shard_size.max(1).saturating_mul(1_000_000),
+        max_shard_bytes: shard_bytes(args.max_shard_size),
         measure: true,
         accept: &|_| Ok(()),
         progress: &bar,
@@ -198,6 +219,11 @@ pub fn key(arguments: &str, inputs: &[InputNote]) -> String {
 
 fn key_of_run(arguments: &str, recipe: &Recipe, inputs: &[InputNote]) -> String {
     format!("{} {}", key(arguments, inputs), recipe.to_toml())
+}
+
+/// Bytes of as many MB.
+pub fn shard_bytes(megabytes: u64) -> u64 {
+    megabytes.max(1).saturating_mul(1_000_000)
 }
 
 /// The folder beside the output where a run keeps what lets it go on.

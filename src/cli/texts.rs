@@ -3,11 +3,12 @@
 use super::{ColumnArgs, file_name, max_tokens, needed, shell};
 use clap::Args;
 use compress::data::prepare::is_labelled;
-use compress::data::tables::{Columns, read_examples};
+use compress::data::tables::{Columns, check_examples, read_examples};
 use compress::data::tokenizer::Tokenizer;
 use compress::data::{Calibration, Dataset, Source, Words};
 use compress::eval::tasks::Prepared;
 use compress::model::{Model, Task};
+use compress::pass::Text;
 use compress::pipeline::Texts;
 use compress::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -104,6 +105,7 @@ impl TextArgs {
         input: &Path,
         counted: bool,
     ) -> Result<Texts> {
+        self.check_counts()?;
         let data = self.data(model, tokenizer, input)?;
         let calibration = self.calibration(model, tokenizer, input)?;
         let data = match (data, &calibration) {
@@ -137,6 +139,55 @@ impl TextArgs {
         Ok(Texts { calibration, data, words, eval })
     }
 
+    /// What of it passes will have, without reading a text.
+    ///
+    /// # Errors
+    /// What [`TextArgs::read`] refuses before it reads any, and files that are not there.
+    pub fn foresee(
+        &self,
+        model: &Model,
+        tokenizer: Option<&Tokenizer>,
+        input: &Path,
+    ) -> Result<Option<Text>> {
+        self.check_counts()?;
+        let source = self.source(tokenizer.is_some());
+        let file = match &source {
+            Some(Source::File { path, .. }) => Some(path),
+            _ => None,
+        };
+        let files = [self.data.as_ref(), file, self.eval.as_ref()].into_iter().flatten();
+        let mut read = source.is_some();
+        for path in files {
+            read = true;
+            needed(tokenizer, input)?;
+            check_examples(path)?;
+        }
+        if read {
+            max_tokens(model, tokenizer, input, self.max_length)?;
+        }
+        Ok(source.map(|source| match source {
+            Source::Random => Text::Random,
+            Source::Builtin => Text::Builtin,
+            Source::File { .. } => Text::Given,
+        }))
+    }
+
+    fn check_counts(&self) -> Result<()> {
+        let of_data = self.data_texts.filter(|_| self.data.is_some());
+        let none = [("--data-texts", of_data, "leave --data out")];
+        let calib = Some(self.calib_texts).filter(|_| self.calib() != "none");
+        let none = none.into_iter().chain([("--calib-texts", calib, "--calib none")]);
+        for (option, texts, otherwise) in none {
+            if texts == Some(0) {
+                return Err(Error::Usage {
+                    found: format!("{option} is 0"),
+                    advice: format!("give at least 1, or {otherwise}"),
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn calibration(
         &self,
         model: &Model,
@@ -146,12 +197,6 @@ impl TextArgs {
         let Some(source) = self.source(tokenizer.is_some()) else { return Ok(None) };
         if let Source::File { .. } = &source {
             needed(tokenizer, input)?;
-        }
-        if self.calib_texts == 0 {
-            return Err(Error::Usage {
-                found: "--calib-texts is 0".into(),
-                advice: "give at least 1, or --calib none".into(),
-            });
         }
         let tokens = max_tokens(model, tokenizer, input, self.max_length)?;
         let config = &model.config;
@@ -184,12 +229,6 @@ impl TextArgs {
         input: &Path,
     ) -> Result<Option<Dataset>> {
         let Some(path) = &self.data else { return Ok(None) };
-        if self.data_texts == Some(0) {
-            return Err(Error::Usage {
-                found: "--data-texts is 0".into(),
-                advice: "give at least 1, or leave --data out".into(),
-            });
-        }
         let tokenizer = needed(tokenizer, input)?;
         let tokens = max_tokens(model, Some(tokenizer), input, self.max_length)?;
         let limit = self.data_texts.unwrap_or(usize::MAX);

@@ -61,9 +61,15 @@ impl LowRank {
         LowRank { rank, u, v, steps: Some([of_u, of_v]) }
     }
 
-    /// Stored bytes.
-    pub fn bytes(&self) -> usize {
-        let values = self.u.len() + self.v.len();
+    /// The residual's shape alone, with int8 codes or not.
+    pub fn blank(rank: usize, int8: bool) -> LowRank {
+        let steps = || Scales::new(vec![0.0; rank]);
+        LowRank { rank, u: Vec::new(), v: Vec::new(), steps: int8.then(|| [steps(), steps()]) }
+    }
+
+    /// Stored bytes of the residual of a `rows x cols` matrix.
+    pub fn bytes(&self, rows: usize, cols: usize) -> usize {
+        let values = self.rank * (rows + cols);
         match &self.steps {
             None => 2 * values,
             Some(steps) => values + steps.iter().map(Scales::bytes).sum::<usize>(),
@@ -76,7 +82,7 @@ impl LowRank {
         let shapes = [[rows, self.rank], [self.rank, cols]];
         let Some([of_u, of_v]) = &self.steps else {
             let factor = |part, shape: &[usize], values: &[f32]| {
-                Tensor::from_f32(at(part), shape, values, Dtype::F16)
+                packed::stored_f32(at(part), shape, values, Dtype::F16)
             };
             let u = factor("lowrank_u", &shapes[0], &self.u);
             return vec![u, factor("lowrank_v", &shapes[1], &self.v)];
@@ -87,8 +93,8 @@ impl LowRank {
         let u = codes(&self.u, &|i| of_u.values[i % self.rank]);
         let v = codes(&self.v, &|i| of_v.values[i / cols]);
         vec![
-            Tensor::from_i8(at("lowrank_u"), &shapes[0], &u),
-            Tensor::from_i8(at("lowrank_v"), &shapes[1], &v),
+            packed::stored(at("lowrank_u"), Dtype::I8, &shapes[0], &u),
+            packed::stored(at("lowrank_v"), Dtype::I8, &shapes[1], &v),
             of_u.tensor(at("lowrank_u_scale"), &[self.rank]),
             of_v.tensor(at("lowrank_v_scale"), &[self.rank]),
         ]
@@ -156,6 +162,18 @@ impl Binary {
         Binary { name, rows, cols, planes, group, signs, scales, scale_dtype, low_rank }
     }
 
+    /// Its shape alone, where no scale is too small for f16.
+    pub fn blank(
+        name: String,
+        (rows, cols): (usize, usize),
+        planes: usize,
+        group: usize,
+        low_rank: Option<LowRank>,
+    ) -> Binary {
+        let (signs, scales, scale_dtype) = (Vec::new(), Vec::new(), Dtype::F16);
+        Binary { name, rows, cols, planes, group, signs, scales, scale_dtype, low_rank }
+    }
+
     /// One plane for all of `weights`, `[rows, cols]`, with one scale: `m · sgn(w − e)`, with `m = mean |w|` and
     /// `e = mean w` (BiPFT notes, §1.1). The scale is kept in f32: it is one number.
     pub fn centred(name: String, (rows, cols): (usize, usize), weights: &[f32]) -> Binary {
@@ -176,6 +194,10 @@ impl Binary {
         mean: f32,
         scales: Vec<f32>,
     ) -> Binary {
+        if weights.is_empty() {
+            let blank = Binary::blank(name, (rows, cols), 1, cols.max(1), None);
+            return Binary { scale_dtype: Dtype::F32, ..blank };
+        }
         let codes: Vec<u8> = weights.iter().map(|&w| (w - mean >= 0.0) as u8).collect();
         let ones = vec![1.0; rows];
         let signs = Binary::new(name, (rows, cols), 1, cols.max(1), &codes, &ones, None);
@@ -225,17 +247,24 @@ impl Binary {
         (0..self.rows * self.cols).map(code).collect()
     }
 
+    /// Stored bytes.
+    pub fn bytes(&self) -> usize {
+        let Binary { planes, rows, cols, group, .. } = *self;
+        let low = self.low_rank.as_ref().map_or(0, |low| low.bytes(rows, cols));
+        let scales = self.scale_dtype.bits() / 8 * planes * rows * cols.div_ceil(group);
+        4 * planes * rows * cols.div_ceil(32) + scales + low + 16
+    }
+
     /// The tensors it is stored as (docs/format.md).
     pub fn tensors(&self) -> Vec<Tensor> {
-        let words: Vec<i32> = bytemuck::cast_slice(&self.signs).to_vec();
         let groups = self.cols.div_ceil(self.group);
         let (planes, rows, cols) = (self.planes, self.rows, self.cols);
         let at = |part: &str| format!("{}.{part}", self.name);
         let scale_shape = if groups == 1 { vec![planes, rows] } else { vec![planes, rows, groups] };
-        let shape = [rows as i64, cols as i64];
+        let (words, shape) = ([planes, rows, cols.div_ceil(32)], [rows as i64, cols as i64]);
         let mut tensors = vec![
-            Tensor::from_i32(at("weight_packed"), &[planes, rows, cols.div_ceil(32)], &words),
-            Tensor::from_f32(at("weight_scale"), &scale_shape, &self.scales, self.scale_dtype),
+            packed::stored(at("weight_packed"), Dtype::I32, &words, &self.signs),
+            packed::stored_f32(at("weight_scale"), &scale_shape, &self.scales, self.scale_dtype),
             Tensor::from_i64(at("weight_shape"), &[2], &shape),
         ];
         if let Some(low) = &self.low_rank {
@@ -449,9 +478,9 @@ mod tests {
         assert!((low.u[3] + 0.3).abs() < 1.0 / 250.0, "as fine as its own direction: {}", low.u[3]);
         assert!((low.u[1] - 100.0).abs() < 0.05 && (low.v[4] - 2.0).abs() < 0.02, "{low:?}");
         assert_eq!((low.u[2], low.v[8]), (0.0, 0.0));
-        assert_eq!(low.bytes(), 6 + 9 + 2 * (3 + 3));
+        assert_eq!(low.bytes(2, 3), 6 + 9 + 2 * (3 + 3));
         let tensors = low.tensors("w", 2, 3);
-        assert_eq!(tensors.iter().map(|t| t.bytes().len()).sum::<usize>(), low.bytes());
+        assert_eq!(tensors.iter().map(|t| t.bytes().len()).sum::<usize>(), low.bytes(2, 3));
         let again = LowRank::int8(3, low.u.clone(), low.v.clone());
         assert_eq!((again.u, again.v), (low.u, low.v), "rounding twice is rounding once");
     }

@@ -76,7 +76,7 @@ impl Cost {
 }
 
 fn part(tensors: Vec<Tensor>, params: usize) -> Part {
-    Part { params, bytes: tensors.iter().map(|t| t.bytes().len()).sum() }
+    Part { params, bytes: tensors.iter().map(Tensor::byte_len).sum() }
 }
 
 fn add(sum: &mut Part, part: Part) {

@@ -1,8 +1,8 @@
 //! A matrix as two binary factors between three diagonals.
 
-use super::packed::{Parts, Scales, expect_shape};
+use super::packed::{Parts, Scales, expect_shape, stored};
 use crate::Result;
-use crate::checkpoint::{Checkpoint, Tensor};
+use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 
 /// `W ≈ diag(a)·U·diag(m)·V·diag(b)`, with `U, V ∈ {−1, +1}` (Double Binary Factorization, arXiv 2505.11076; BiPFT
 /// notes, §5.6): any number of bits a weight, by the rank. Build it with [`DoubleBinary::new`].
@@ -44,6 +44,12 @@ impl DoubleBinary {
         assert_eq!(lengths, [rows, rank, cols], "scales of {rows}x{rank}x{cols}");
         let [a, m, b] = scales.map(Scales::new);
         DoubleBinary { name, rows, cols, rank, u: pack(u, rank), v: pack(v, cols), a, m, b }
+    }
+
+    /// Its shape alone, where no scale is too small for f16.
+    pub fn blank(name: String, (rows, cols): (usize, usize), rank: usize) -> DoubleBinary {
+        let [a, m, b] = [rows, rank, cols].map(|n| Scales::new(vec![0.0; n]));
+        DoubleBinary { name, rows, cols, rank, u: Vec::new(), v: Vec::new(), a, m, b }
     }
 
     /// The signs of U and V, `[rows, rank]` and `[rank, cols]`, as −1 and +1.
@@ -114,7 +120,8 @@ impl DoubleBinary {
     /// Stored bytes.
     pub fn bytes(&self) -> usize {
         let scales = [&self.a, &self.m, &self.b].map(Scales::bytes);
-        4 * (self.u.len() + self.v.len()) + scales.iter().sum::<usize>() + 16
+        let words = self.rows * self.rank.div_ceil(32) + self.rank * self.cols.div_ceil(32);
+        4 * words + scales.iter().sum::<usize>() + 16
     }
 
     /// The tensors it is stored as (docs/format.md).
@@ -122,8 +129,7 @@ impl DoubleBinary {
         let at = |part: &str| format!("{}.{part}", self.name);
         let (rows, rank, cols) = (self.rows, self.rank, self.cols);
         let words = |part, lines: usize, width: usize, words: &[u32]| {
-            let shape = [lines, width.div_ceil(32)];
-            Tensor::from_i32(at(part), &shape, bytemuck::cast_slice(words))
+            stored(at(part), Dtype::I32, &[lines, width.div_ceil(32)], words)
         };
         vec![
             words("dbf_v", rank, cols, &self.v),
@@ -184,7 +190,6 @@ fn pack(values: &[f32], width: usize) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::Dtype;
     use crate::model::testing::gaussian;
     use proptest::prelude::*;
 

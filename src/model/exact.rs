@@ -1,6 +1,6 @@
 //! Rows of a table that are stored as they are, beside a form that is short for all the others.
 
-use super::packed::{Parts, expect_shape};
+use super::packed::{Parts, expect_shape, stored_f32};
 use crate::checkpoint::{Dtype, Tensor};
 use crate::{Error, Result};
 use half::f16;
@@ -31,6 +31,11 @@ impl Exact {
         Exact { ids, rows, dtype }
     }
 
+    /// So many of them, without what stands in them.
+    pub fn blank(count: usize) -> Exact {
+        Exact { ids: (0..count as u32).collect(), ..Exact::default() }
+    }
+
     /// The row `id`, if it is one of these.
     pub fn get(&self, id: usize) -> Option<&[f32]> {
         let at = self.ids.binary_search(&u32::try_from(id).ok()?).ok()?;
@@ -38,20 +43,25 @@ impl Exact {
         Some(&self.rows[at * cols..(at + 1) * cols])
     }
 
-    /// Stored bytes.
-    pub fn bytes(&self) -> usize {
-        4 * self.ids.len() + self.dtype.bits() / 8 * self.rows.len()
+    /// Numbers in them, `cols` a row.
+    pub fn numbers(&self, cols: usize) -> usize {
+        self.ids.len() * cols
     }
 
-    /// The tensors it is stored as, none where there is no row.
-    pub(super) fn tensors(&self, name: &str) -> Vec<Tensor> {
+    /// Stored bytes, with rows of `cols` numbers.
+    pub fn bytes(&self, cols: usize) -> usize {
+        4 * self.ids.len() + self.dtype.bits() / 8 * self.numbers(cols)
+    }
+
+    /// The tensors it is stored as, with rows of `cols` numbers; none where there is no row.
+    pub(super) fn tensors(&self, name: &str, cols: usize) -> Vec<Tensor> {
         if self.ids.is_empty() {
             return Vec::new();
         }
-        let (count, cols) = (self.ids.len(), self.rows.len() / self.ids.len());
+        let count = self.ids.len();
         vec![
             Tensor::from_u32(format!("{name}.exact_ids"), &[count], &self.ids),
-            Tensor::from_f32(format!("{name}.exact_rows"), &[count, cols], &self.rows, self.dtype),
+            stored_f32(format!("{name}.exact_rows"), &[count, cols], &self.rows, self.dtype),
         ]
     }
 
@@ -67,7 +77,10 @@ impl Exact {
             };
         };
         expect_shape(&ids, &[ids.numel()])?;
-        let list = ids.to_u32()?.into_owned();
+        let list = match ids.is_blank() {
+            true => Exact::blank(ids.numel()).ids,
+            false => ids.to_u32()?.into_owned(),
+        };
         let unsorted = list.windows(2).find(|w| w[0] >= w[1]).map(|w| w[1]);
         if let Some(id) = unsorted.or(list.last().copied().filter(|&id| id as usize >= rows)) {
             return Err(Error::Mismatch {
@@ -93,12 +106,16 @@ pub(super) fn store(values: &mut [f32]) -> Dtype {
     Dtype::F16
 }
 
-/// The values of a tensor of this shape, and its dtype.
+/// The values of a tensor of this shape, and its dtype. They are few: of one without data, as many zeros.
 ///
 /// # Errors
 /// When it has another shape, is of no floating type, or holds NaN or infinity.
 pub(super) fn numbers(tensor: &Tensor, shape: &[usize]) -> Result<(Vec<f32>, Dtype)> {
     expect_shape(tensor, shape)?;
     tensor.check_finite()?;
-    Ok((tensor.to_f32()?.into_owned(), tensor.dtype))
+    let values = match tensor.is_blank() {
+        true => vec![0.0; tensor.numel()],
+        false => tensor.to_f32()?.into_owned(),
+    };
+    Ok((values, tensor.dtype))
 }

@@ -1,7 +1,7 @@
 //! A table of low rank (subspace notes, §3.4).
 
 use super::exact::{Exact, numbers, store};
-use super::packed::{Parts, expect_shape};
+use super::packed::{Parts, expect_shape, stored_f32};
 use super::subspace::{TableErrors, dense};
 use crate::Result;
 use crate::checkpoint::{Checkpoint, Dtype, Tensor};
@@ -43,6 +43,18 @@ impl Factored {
         Factored { name, rows, cols, rank, u, v, v_dtype, exact, errors: None }
     }
 
+    /// Its shape alone, where numbers keep to the range of f16.
+    pub fn blank(
+        name: String,
+        (rows, cols): (usize, usize),
+        rank: usize,
+        exact: Exact,
+    ) -> Factored {
+        let u = Tensor::blank(format!("{name}.factor_u"), Dtype::F16, &[rows, rank]);
+        let (v, v_dtype) = (Vec::new(), Dtype::F16);
+        Factored { name, rows, cols, rank, u, v, v_dtype, exact, errors: None }
+    }
+
     /// Row `row` of U, `[rank]`.
     pub fn gather(&self, row: usize, out: &mut [f32]) {
         let read = self.u.row_f32(row, |values| out.copy_from_slice(values));
@@ -69,22 +81,24 @@ impl Factored {
 
     /// Numbers that are stored as such.
     pub fn stored_params(&self) -> usize {
-        self.u.numel() + self.v.len() + self.exact.rows.len()
+        self.u.numel() + self.rank * self.cols + self.exact.numbers(self.cols)
     }
 
     /// Stored bytes.
     pub fn bytes(&self) -> usize {
-        self.u.bytes().len() + self.v_dtype.bits() / 8 * self.v.len() + self.exact.bytes()
+        let v = self.v_dtype.bits() / 8 * self.rank * self.cols;
+        self.u.byte_len() + v + self.exact.bytes(self.cols)
     }
 
     /// Bytes in memory while it is looked up in: U as it is stored, everything else in f32.
     pub fn memory_bytes(&self) -> usize {
-        self.u.bytes().len() + 4 * (self.v.len() + self.exact.rows.len() + self.exact.ids.len())
+        let exact = self.exact.numbers(self.cols) + self.exact.ids.len();
+        self.u.byte_len() + 4 * (self.rank * self.cols + exact)
     }
 
     /// Multiply-accumulates of a row that is looked up.
     pub fn macs(&self) -> usize {
-        self.v.len()
+        self.rank * self.cols
     }
 
     /// The tensors it is stored as (docs/format.md).
@@ -93,9 +107,9 @@ impl Factored {
         let shape = [self.rank, self.cols];
         let mut tensors = vec![
             self.u.clone().renamed(at("factor_u")),
-            Tensor::from_f32(at("factor_v"), &shape, &self.v, self.v_dtype),
+            stored_f32(at("factor_v"), &shape, &self.v, self.v_dtype),
         ];
-        tensors.extend(self.exact.tensors(&self.name));
+        tensors.extend(self.exact.tensors(&self.name, self.cols));
         tensors
     }
 

@@ -1,7 +1,7 @@
 //! A matrix in 8-bit integers with a scale for each row.
 
 use super::packed::{self, Parts, Scales, expect_shape};
-use crate::checkpoint::{Checkpoint, Tensor};
+use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 use crate::{Error, Result};
 
 /// `W ≈ diag(scale)·codes`, symmetric. Build it with [`Int8::new`].
@@ -40,6 +40,11 @@ impl Int8 {
         Int8 { name, rows, cols, codes: codes.collect(), scales }
     }
 
+    /// Its shape alone, where no scale is too small for f16.
+    pub fn blank(name: String, (rows, cols): (usize, usize)) -> Int8 {
+        Int8 { name, rows, cols, codes: Vec::new(), scales: Scales::new(vec![0.0; rows]) }
+    }
+
     /// The distance of two levels of a row.
     pub fn step(row: &[f32]) -> f32 {
         row.iter().fold(0.0f32, |most, x| most.max(x.abs())) / Int8::MOST as f32
@@ -60,14 +65,14 @@ impl Int8 {
 
     /// Stored bytes.
     pub fn bytes(&self) -> usize {
-        self.codes.len() + self.scales.bytes()
+        self.rows * self.cols + self.scales.bytes()
     }
 
     /// The tensors it is stored as (docs/format.md).
     pub fn tensors(&self) -> Vec<Tensor> {
         let at = |part: &str| format!("{}.{part}", self.name);
         vec![
-            Tensor::from_i8(at("weight_int8"), &[self.rows, self.cols], &self.codes),
+            packed::stored(at("weight_int8"), Dtype::I8, &[self.rows, self.cols], &self.codes),
             self.scales.tensor(at("weight_scale"), &[self.rows]),
         ]
     }
@@ -100,7 +105,6 @@ impl Int8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::Dtype;
     use proptest::prelude::*;
 
     proptest! {

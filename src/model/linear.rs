@@ -2,7 +2,7 @@
 
 use super::elastic::Elastic;
 use super::subspace::TableErrors;
-use super::{Binary, DoubleBinary, Factored, Int8, LowRank, Subspace};
+use super::{Binary, DoubleBinary, Factored, Int8, Subspace};
 use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 use crate::{Error, Result};
 use half::f16;
@@ -269,12 +269,8 @@ impl Weight {
     /// Stored bytes.
     pub fn bytes(&self) -> usize {
         match self {
-            Weight::Dense(tensor) => tensor.bytes().len(),
-            Weight::Binary(binary) => {
-                let low = binary.low_rank.as_ref().map_or(0, LowRank::bytes);
-                let scale = binary.scale_dtype.bits() / 8;
-                4 * binary.signs.len() + scale * binary.scales.len() + low + 16
-            }
+            Weight::Dense(tensor) => tensor.byte_len(),
+            Weight::Binary(binary) => binary.bytes(),
             Weight::Double(double) => double.bytes(),
             Weight::Int8(int8) => int8.bytes(),
             Weight::Subspace(subspace) => subspace.bytes(),
@@ -342,6 +338,9 @@ impl Weight {
     /// If it is packed.
     pub fn to_int8(&self) -> Result<Weight> {
         let shape = (self.rows(), self.cols());
+        if self.dense()?.is_blank() {
+            return Ok(Weight::Int8(Int8::blank(self.name().to_string(), shape)));
+        }
         Ok(Weight::Int8(Int8::new(self.name().to_string(), shape, &self.dense()?.to_f32()?)))
     }
 
@@ -351,6 +350,10 @@ impl Weight {
     /// If it is packed, or a number is beyond f16.
     pub fn to_f16(&self) -> Result<Weight> {
         let tensor = self.dense()?;
+        if tensor.is_blank() {
+            let (name, shape) = (tensor.name.clone(), &tensor.shape);
+            return Ok(Weight::Dense(Tensor::blank(name, Dtype::F16, shape)));
+        }
         let w = tensor.to_f32()?;
         let most = f16::MAX.to_f32();
         if let Some(x) = w.iter().find(|x| x.abs() > most) {

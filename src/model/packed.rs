@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 use crate::{Error, Result};
+use bytemuck::Pod;
 use half::f16;
 
 /// Scales as they are stored: in F16, or in F32 when one is outside f16's normal range. The values are those that
@@ -33,6 +34,22 @@ impl Scales {
 
     pub(super) fn tensor(&self, name: String, shape: &[usize]) -> Tensor {
         Tensor::from_f32(name, shape, &self.values, self.dtype)
+    }
+}
+
+/// `values` as they are stored. Of a form without data ([`Tensor::blank`]) there are none.
+pub(super) fn stored<T: Pod>(name: String, dtype: Dtype, shape: &[usize], values: &[T]) -> Tensor {
+    match values.is_empty() {
+        true => Tensor::blank(name, dtype, shape),
+        false => Tensor::new(name, dtype, shape, bytemuck::cast_slice(values)),
+    }
+}
+
+/// As [`stored`], rounded to a floating type.
+pub(super) fn stored_f32(name: String, shape: &[usize], values: &[f32], dtype: Dtype) -> Tensor {
+    match values.is_empty() {
+        true => Tensor::blank(name, dtype, shape),
+        false => Tensor::from_f32(name, shape, values, dtype),
     }
 }
 
@@ -77,7 +94,11 @@ impl<'a> Parts<'a> {
         let tensor = self.required(part)?;
         expect_shape(&tensor, shape)?;
         tensor.check_finite()?;
-        Ok(Scales { values: tensor.to_f32()?.into_owned(), dtype: tensor.dtype })
+        let values = match tensor.is_blank() {
+            true => vec![0.0; tensor.numel()],
+            false => tensor.to_f32()?.into_owned(),
+        };
+        Ok(Scales { values, dtype: tensor.dtype })
     }
 
     /// Checks `weight_shape`, which says `[rows, cols]` of the matrix stood for.
@@ -86,7 +107,7 @@ impl<'a> Parts<'a> {
     /// When it is missing or says something else than `shape`.
     pub fn stated(&mut self, shape: [usize; 2]) -> Result<()> {
         let stated = self.required("weight_shape")?;
-        if *stated.to_i64()? == shape.map(|d| d as i64) {
+        if stated.is_blank() || *stated.to_i64()? == shape.map(|d| d as i64) {
             return Ok(());
         }
         let found = stated.to_i64()?.iter().map(|&d| d.max(0) as usize).collect();

@@ -114,13 +114,16 @@ fn cut_matrix(tensor: &Tensor, rows: &Left, cols: &Left) -> Result<Tensor> {
     if rows.whole && cols.whole {
         return Ok(tensor.clone());
     }
+    let shape = [rows.keep.len(), cols.keep.len()];
+    if tensor.is_blank() {
+        return Ok(Tensor::blank(tensor.name.clone(), tensor.dtype, &shape));
+    }
     let (values, width) = (tensor.to_f32()?, tensor.shape[1]);
     let mut data = Vec::with_capacity(rows.keep.len() * cols.keep.len());
     for &r in &rows.keep {
         let (row, factor) = (&values[r * width..(r + 1) * width], rows.factor(r));
         data.extend(cols.keep.iter().map(|&c| row[c] * factor * cols.factor(c)));
     }
-    let shape = [rows.keep.len(), cols.keep.len()];
     Ok(Tensor::from_f32(tensor.name.clone(), &shape, &data, tensor.dtype))
 }
 
@@ -128,6 +131,10 @@ fn cut_matrix(tensor: &Tensor, rows: &Left, cols: &Left) -> Result<Tensor> {
 fn cut_vector(tensor: &Tensor, left: &Left) -> Result<Tensor> {
     if left.whole {
         return Ok(tensor.clone());
+    }
+    if tensor.is_blank() {
+        let shape = [left.keep.len()];
+        return Ok(Tensor::blank(tensor.name.clone(), tensor.dtype, &shape));
     }
     let values = tensor.to_f32()?;
     let data: Vec<f32> = left.keep.iter().map(|&i| values[i] * left.factor(i)).collect();

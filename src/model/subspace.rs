@@ -1,7 +1,7 @@
 //! A table whose rows are put together from codewords (subspace notes, §1 and §3.3).
 
 use super::exact::{Exact, numbers, store};
-use super::packed::{Parts, expect_shape};
+use super::packed::{Parts, expect_shape, stored_f32};
 use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -141,9 +141,8 @@ impl Subspace {
     pub fn stored_params(&self) -> usize {
         let padding = self.slices * self.width - self.cols;
         let padding = if self.book_count() == 1 { 0 } else { padding * self.words };
-        let rotation = self.rotation.as_ref().map_or(0, |r| r.values.len());
         let mean = self.mean.as_ref().map_or(0, Vec::len);
-        self.books.len() - padding + rotation + mean + self.exact.rows.len()
+        self.books.len() - padding + self.macs() + mean + self.exact.numbers(self.cols)
     }
 
     /// Stored bytes.
@@ -152,30 +151,29 @@ impl Subspace {
         let rotation = self.rotation.as_ref();
         self.code_bytes()
             + width(self.books_dtype) * self.books.len()
-            + rotation.map_or(0, |r| width(r.dtype) * r.values.len())
+            + rotation.map_or(0, |r| width(r.dtype) * self.macs())
             + self.mean.as_ref().map_or(0, |m| 4 * m.len())
-            + self.exact.bytes()
+            + self.exact.bytes(self.cols)
     }
 
     /// Stored bytes of the codes alone.
     pub fn code_bytes(&self) -> usize {
         match &self.codes {
-            Codes::Stored(tensor) => tensor.bytes().len(),
+            Codes::Stored(tensor) => tensor.byte_len(),
             Codes::Digits => 0,
         }
     }
 
     /// Bytes in memory while it is looked up in: codes as they are stored, everything else in f32.
     pub fn memory_bytes(&self) -> usize {
-        let rotation = self.rotation.as_ref().map_or(0, |r| r.values.len());
         let mean = self.mean.as_ref().map_or(0, Vec::len);
-        let numbers = self.books.len() + rotation + mean + self.exact.rows.len();
+        let numbers = self.books.len() + self.macs() + mean + self.exact.numbers(self.cols);
         self.code_bytes() + 4 * (numbers + self.exact.ids.len())
     }
 
-    /// Multiply-accumulates of a row that is looked up.
+    /// Multiply-accumulates of a row that is looked up: one for each number of the rotation.
     pub fn macs(&self) -> usize {
-        self.rotation.as_ref().map_or(0, |r| r.values.len())
+        self.rotation.as_ref().map_or(0, |r| self.cols * r.block)
     }
 
     /// The tensors it is stored as (docs/format.md).
@@ -190,12 +188,12 @@ impl Subspace {
         if let Some(Rotation { block, values, dtype }) = &self.rotation {
             let shape = [self.cols / block, *block, *block];
             let shape = if shape[0] == 1 { &shape[1..] } else { &shape };
-            tensors.push(Tensor::from_f32(at("pq_rotation"), shape, values, *dtype));
+            tensors.push(stored_f32(at("pq_rotation"), shape, values, *dtype));
         }
         if let Some(mean) = &self.mean {
             tensors.push(Tensor::from_f32(at("pq_mean"), &[self.cols], mean, Dtype::F32));
         }
-        tensors.extend(self.exact.tensors(&self.name));
+        tensors.extend(self.exact.tensors(&self.name, self.cols));
         tensors
     }
 

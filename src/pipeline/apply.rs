@@ -5,10 +5,10 @@ use crate::checkpoint::Tensor;
 use crate::data::Vocabulary;
 use crate::data::vocabulary::{Cuts, broken, by_row};
 use crate::model::Model;
-use crate::model::cost::Cost;
+use crate::model::cost::{self, Cost};
 use crate::pass::{Context, Pass, Work};
 use crate::recipe::{self, Recipe};
-use crate::report::PassNote;
+use crate::report::{PassNote, compute_tokens};
 use crate::runtime::Batch;
 use crate::train::state::StateFile;
 use crate::{Error, Result};
@@ -161,6 +161,7 @@ pub(super) fn one(
         params_after: after.params,
         bytes_before: before.bytes,
         bytes_after: after.bytes,
+        flops_after: 2 * cost::macs(&applied.model, 1, compute_tokens(&applied.model)),
         changes: work.changes,
         training: work.training,
         notes: work.notes,

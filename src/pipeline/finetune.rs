@@ -1,8 +1,8 @@
 //! Plain training on a task, with the loop that passes use.
 
 use crate::data::batches::bucket;
-use crate::model::{Model, Part, Task};
-use crate::pass::{Context, Pass, Work};
+use crate::model::{Model, Outline, Part, Task};
+use crate::pass::{Context, Foresight, Pass, PlanContext, Work};
 use crate::report::Training;
 use crate::train::fit::{Settings, fit};
 use crate::train::sampling::{Order, split};
@@ -47,6 +47,11 @@ impl Pass for Finetune {
 
     fn trains(&self, _data: bool) -> bool {
         true
+    }
+
+    /// No recipe has it, and it changes no shape.
+    fn outline(&self, _outline: &mut Outline, _cx: &PlanContext) -> Result<Foresight> {
+        Ok(Foresight::default())
     }
 
     fn run(&self, model: &mut Model, cx: &Context) -> Result<Work> {

@@ -5,6 +5,7 @@ mod cache;
 mod emit;
 mod files;
 mod finetune;
+pub mod plan;
 
 pub use apply::{Applied, SideFiles};
 pub use cache::Cache;
@@ -29,6 +30,7 @@ use crate::train::state::StateFile;
 use crate::{Error, Result};
 use apply::{Step, apply, one};
 use files::{flat_modules, license, name};
+use plan::{Foreseen, Plan};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -91,8 +93,11 @@ pub fn run(
 ) -> Result<Outcome> {
     let start = Instant::now();
     let side_files = side_files(&root(input), input)?;
+    let foreseen = Foreseen::of(options, &side_files);
+    let plan = Plan::new(&Model::outline(input)?, input, recipe, &foreseen)?;
     let applied = apply(teacher, recipe, &side_files, options)?;
-    write(teacher, input, applied, Some(recipe), folder, (options, &side_files), start)
+    let planned = Some((recipe, plan));
+    write(teacher, input, applied, planned, folder, (options, &side_files), start)
 }
 
 /// Fine-tunes `model`, which was read from `input` and may have got a new head, and writes `folder`.
@@ -125,11 +130,12 @@ fn write(
     teacher: &Model,
     input: &Path,
     applied: Applied,
-    recipe: Option<&Recipe>,
+    planned: Option<(&Recipe, Plan)>,
     mut folder: OutputFolder,
     (options, side_files): (&Options, &SideFiles),
     start: Instant,
 ) -> Result<Outcome> {
+    let recipe = planned.as_ref().map(|(recipe, _)| *recipe);
     let (quality, latency) = judge(teacher, &applied, recipe.is_some(), options)?;
     let Applied { model, passes, times, tensors, cut } = applied;
     if (options.interrupted)() {
@@ -207,6 +213,7 @@ fn write(
         }),
         before: Summary::of(teacher, weight_bytes(input)?),
         after: Summary::of(&model, written),
+        plan: planned.map(|(_, plan)| plan.met(&passes, written)),
         passes,
         quality,
         loads_natively: model.loads_natively(),

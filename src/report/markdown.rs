@@ -86,6 +86,7 @@ pub fn report(report: &Report) -> String {
     for pass in &report.passes {
         out += &pass_section(pass);
     }
+    out += &report.plan.as_ref().map_or(String::new(), super::plan::section);
     out += &targets(&report.emitted);
     out
 }
@@ -325,6 +326,7 @@ mod tests {
             params_after: 2,
             bytes_before: 16,
             bytes_after: 8,
+            flops_after: 4,
             changes: Vec::new(),
             training: vec![one("gates", None), one("distillation", Some(2))],
             notes: vec!["of one kind".into()],

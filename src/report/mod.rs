@@ -2,6 +2,7 @@
 
 mod change;
 mod markdown;
+mod plan;
 mod tables;
 mod training;
 
@@ -10,7 +11,8 @@ pub use markdown::{
     TARGETS, changes as markdown_changes, model_card, report as markdown,
     targets as markdown_targets,
 };
-pub use tables::{before_after, bytes, count, metric_value, plain_table};
+pub use plan::{Expected, Met, PassMet, PlanNote, span};
+pub use tables::{before_after, bytes, count, giga, metric_value, plain_table};
 pub use training::Training;
 
 use crate::checkpoint::WrittenFile;
@@ -46,6 +48,9 @@ pub struct Report {
     pub before: Summary,
     pub after: Summary,
     pub passes: Vec<PassNote>,
+    /// What was known of the passes before they ran; `None` where nothing was compressed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanNote>,
     pub quality: Option<Quality>,
     /// Whether stock Transformers classes load the output, and it answers there as here.
     pub loads_natively: bool,
@@ -150,6 +155,8 @@ pub struct PassNote {
     pub params_after: usize,
     pub bytes_before: usize,
     pub bytes_after: usize,
+    /// Of one text of the size at which compute is reported.
+    pub flops_after: u64,
     pub changes: Vec<Change>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub training: Vec<Training>,
@@ -213,10 +220,15 @@ pub struct Measured {
 /// The size at which compute is reported.
 pub const COMPUTE_TOKENS: usize = 128;
 
+/// Tokens of the text at which the compute of `model` is reported.
+pub fn compute_tokens(model: &Model) -> usize {
+    COMPUTE_TOKENS.min(model.config.max_positions)
+}
+
 impl Summary {
     pub fn of(model: &Model, file_bytes: u64) -> Summary {
         let config = &model.config;
-        let tokens = COMPUTE_TOKENS.min(config.max_positions);
+        let tokens = compute_tokens(model);
         let macs = cost::macs(model, 1, tokens);
         Summary {
             family: model.family.model_type,

@@ -31,6 +31,7 @@ fn help_names_every_command_and_option() {
         "inspect",
         "eval",
         "train",
+        "plan",
         "passes",
         "forward",
         "verify",

@@ -17,6 +17,7 @@ mod help;
 mod identity;
 mod malformed;
 mod output;
+mod plan;
 mod prune;
 mod reproduce;
 mod reviews;

@@ -1,7 +1,7 @@
 //! The pass `prune`: masks, targets, whole layers and training, from the command line.
 
 use crate::determinism::timeless;
-use crate::support::{Dir, reviews, stored, write_tensors};
+use crate::support::{Dir, planned, reviews, stored, write_tensors};
 use crate::tiny::{FFN, HIDDEN, Tiny};
 use crate::train::{config, report, save_every_head, words, write_examples};
 use compress::checkpoint::{Dtype, Tensor};
@@ -469,6 +469,9 @@ fn training_is_reported_and_the_same_on_any_number_of_threads() {
     dir.ok(&["verify", "out1"]);
 
     let found = report(&dir, "out1");
+    for (name, [low, high], came) in planned(&found) {
+        assert!((low..=high).contains(&came), "{name}: {low} to {high}, came {came}");
+    }
     let pass = &found["passes"][0];
     let trainings = pass["training"].as_array().unwrap();
     let steps: Vec<u64> = trainings.iter().map(|t| t["steps"].as_u64().unwrap()).collect();

@@ -241,3 +241,19 @@ pub fn reviews(name: &str) -> String {
     assert!(path.exists(), "{} is missing: `just fixtures` makes it", path.display());
     path.to_str().unwrap().to_string()
 }
+
+/// Of a report, every number that was planned, with its bounds and what came.
+pub fn planned(report: &Value) -> Vec<(String, [u64; 2], u64)> {
+    let met = |name: String, met: &Value| {
+        let bound = |i: usize| met["planned"][i].as_u64().unwrap();
+        (name, [bound(0), bound(1)], met["came"].as_u64().unwrap())
+    };
+    let plan = &report["plan"];
+    let mut found = vec![met("file".into(), &plan["file_bytes"])];
+    for pass in plan["passes"].as_array().unwrap() {
+        for number in ["params", "bytes", "flops"] {
+            found.push(met(format!("{number} behind {}", pass["name"]), &pass[number]));
+        }
+    }
+    found
+}

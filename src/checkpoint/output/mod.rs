@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::shards::{INDEX, SINGLE};
+use crate::checkpoint::shards::INDEX;
 use crate::checkpoint::tensor::Tensor;
 use crate::checkpoint::writer::{self, HashedFile, WrittenFile};
 use crate::checkpoint::{malformed, open_regular, read_error, relative};
@@ -44,23 +44,17 @@ impl OutputFolder {
         OutputFolder::start(target, Some(input), force)
     }
 
+    /// Refuses what [`OutputFolder::create`] would, and writes nothing.
+    ///
+    /// # Errors
+    /// As [`OutputFolder::create`].
+    pub fn check(target: &Path, input: &Path, force: bool) -> Result<()> {
+        let (target, _) = free(target, Some(input))?;
+        check_replaceable(&target, force)
+    }
+
     fn start(target: &Path, input: Option<&Path>, force: bool) -> Result<OutputFolder> {
-        let (target, missing) = resolve(target)?;
-        if let Some(input) = input {
-            let input = fs::canonicalize(input).map_err(|source| read_error(input, source))?;
-            if target.starts_with(&input) || input.starts_with(&target) {
-                return Err(usage(
-                    format!("output {} and input {} overlap", target.display(), input.display()),
-                    "choose an output folder beside the input",
-                ));
-            }
-        }
-        if std::env::current_dir().is_ok_and(|cwd| cwd.starts_with(&target)) {
-            return Err(usage(
-                format!("output {} holds the current folder", target.display()),
-                "choose an output folder that can be replaced",
-            ));
-        }
+        let (target, missing) = free(target, input)?;
         remove_stale(&target); // first: it may give a half-replaced target its name back
         check_replaceable(&target, force)?;
 
@@ -184,23 +178,14 @@ impl OutputFolder {
             under => format!("{under}/{name}"),
         };
         let ordered = writer::ordered(tensors)?;
-        let shards = writer::shards(&ordered, max_shard_bytes);
-        let count = shards.len();
-        let named: Vec<_> = shards
-            .into_iter()
-            .enumerate()
-            .map(|(i, shard)| match count {
-                1 => (SINGLE.to_owned(), shard),
-                _ => (format!("model-{:05}-of-{count:05}.safetensors", i + 1), shard),
-            })
-            .collect();
+        let named = writer::named(&ordered, max_shard_bytes);
         let mut written = Vec::new();
         for (name, shard) in &named {
             let path = self.place(&at(name))?;
             let file = writer::write_tensors(&path, at(name), shard, metadata, interrupted)?;
             written.push(file);
         }
-        if count > 1 {
+        if named.len() > 1 {
             written.push(self.add_file(&at(INDEX), &writer::index(&named))?);
         }
         Ok(written)
@@ -323,6 +308,27 @@ pub fn remove_stale(target: &Path) {
             let _ = fs::remove_dir_all(&path);
         }
     }
+}
+
+/// As [`resolve`], of a target that neither the input nor the current folder is in the way of.
+fn free(target: &Path, input: Option<&Path>) -> Result<(PathBuf, Vec<PathBuf>)> {
+    let (target, missing) = resolve(target)?;
+    if let Some(input) = input {
+        let input = fs::canonicalize(input).map_err(|source| read_error(input, source))?;
+        if target.starts_with(&input) || input.starts_with(&target) {
+            return Err(usage(
+                format!("output {} and input {} overlap", target.display(), input.display()),
+                "choose an output folder beside the input",
+            ));
+        }
+    }
+    if std::env::current_dir().is_ok_and(|cwd| cwd.starts_with(&target)) {
+        return Err(usage(
+            format!("output {} holds the current folder", target.display()),
+            "choose an output folder that can be replaced",
+        ));
+    }
+    Ok((target, missing))
 }
 
 /// Absolute path of `target` with links resolved, and the parents it lacks, outermost first.

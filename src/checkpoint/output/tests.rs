@@ -1,4 +1,5 @@
 use super::*;
+use crate::checkpoint::shards::SINGLE;
 use crate::checkpoint::{Checkpoint, Dtype};
 
 const ALL: u64 = u64::MAX;

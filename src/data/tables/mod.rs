@@ -117,6 +117,15 @@ pub fn read_examples(path: &Path, columns: &Columns) -> Result<Table> {
     Ok(Table { examples, format, columns })
 }
 
+/// Refuses a file of examples that is not there, or of no known format, without reading it.
+///
+/// # Errors
+/// [`Error::Read`]; [`Error::Unsupported`] for another extension.
+pub fn check_examples(path: &Path) -> Result<()> {
+    format_of(path)?;
+    File::open(path).map(drop).map_err(|source| Error::Read { path: path.into(), source })
+}
+
 fn format_of(path: &Path) -> Result<Format> {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     match extension.to_ascii_lowercase().as_str() {

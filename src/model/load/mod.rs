@@ -18,7 +18,18 @@ impl Model {
     /// What [`Checkpoint::open`] and [`Config::parse`] refuse; tensors that are missing, that belong
     /// to nothing, whose shape disagrees with config.json, or that hold NaN or infinity.
     pub fn open(path: &Path) -> Result<Model> {
-        let mut checkpoint = Checkpoint::open(path)?;
+        Model::read(Checkpoint::open(path)?)
+    }
+
+    /// As [`Model::open`], from headers and config.json alone: forms and shapes, and none of the numbers.
+    ///
+    /// # Errors
+    /// As [`Model::open`], but for what only the numbers show.
+    pub fn outline(path: &Path) -> Result<Model> {
+        Model::read(Checkpoint::open(path)?.blanked())
+    }
+
+    fn read(mut checkpoint: Checkpoint) -> Result<Model> {
         let folder = checkpoint.transformer_dir.clone();
         let (mut config, family) = Config::parse(read_json(&folder.join("config.json"))?)?;
         let mut embedding = None;

@@ -107,6 +107,10 @@ fn renumbered(keep: &[u32], old: u64) -> u64 {
 
 /// The rows at `keep` of `[rows, …]`, byte for byte.
 fn rows_of(tensor: &Tensor, keep: &[u32]) -> Tensor {
+    if tensor.is_blank() {
+        let shape = [&[keep.len()], &tensor.shape[1..]].concat();
+        return Tensor::blank(tensor.name.clone(), tensor.dtype, &shape);
+    }
     let row = tensor.bytes().len() / tensor.shape[0].max(1);
     let mut bytes = Vec::with_capacity(keep.len() * row);
     for &id in keep {

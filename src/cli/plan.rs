@@ -1,0 +1,174 @@
+//! `compress plan MODEL --passes …`, and `--dry-run`
+
+use super::run::{RecipeArgs, shard_bytes};
+use super::texts::TextArgs;
+use super::{ThreadArgs, print, print_json, tokenizer};
+use clap::Args;
+use compress::Result;
+use compress::checkpoint::OutputFolder;
+use compress::model::{Bounds, Model};
+use compress::pipeline::plan::{Foreseen, PassPlan, Plan, TargetPlan, Touched};
+use compress::pipeline::{root, side_files};
+use compress::recipe::Recipe;
+use compress::report::{Expected, bytes, count, giga, plain_table, span};
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// The checkpoint: a Hugging Face folder, or a .safetensors file with config.json beside it
+    model: PathBuf,
+
+    #[command(flatten)]
+    recipe: RecipeArgs,
+
+    #[command(flatten)]
+    texts: TextArgs,
+
+    #[command(flatten)]
+    threads: ThreadArgs,
+
+    /// Weight files larger than this are split, in MB
+    #[arg(long, value_name = "MB", default_value_t = 5000)]
+    max_shard_size: u64,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn main(args: &PlanArgs) -> Result<()> {
+    args.threads.apply()?;
+    let recipe = args.recipe.read()?;
+    let plan = of(&args.model, &recipe, &args.texts, args.max_shard_size, None)?;
+    show(&plan, args.json)
+}
+
+/// The plan of a run with these arguments. `output` is the folder that it would write, and whether one with content may be
+/// replaced.
+pub fn of(
+    input: &Path,
+    recipe: &Recipe,
+    texts: &TextArgs,
+    max_shard_size: u64,
+    output: Option<(&Path, bool)>,
+) -> Result<Plan> {
+    let model = Model::outline(input)?;
+    recipe.check_family(&model)?;
+    recipe.check_emit(&model, texts.data.is_some())?;
+    if let Some((output, force)) = output {
+        OutputFolder::check(output, input, force)?;
+    }
+    let needed = recipe.steps.iter().any(|s| s.pass.counts_words() || s.pass.needs_tokenizer());
+    let read = texts.calib() != "none" || texts.data.is_some() || texts.eval.is_some();
+    let tokenizer = if needed || read { tokenizer(input)? } else { None };
+    let foreseen = Foreseen {
+        tokenizer: tokenizer.as_ref(),
+        side_files: &side_files(&root(input), input)?,
+        text: texts.foresee(&model, tokenizer.as_ref(), input)?,
+        texts: texts.calib_texts,
+        data: texts.data.is_some(),
+        max_shard_bytes: shard_bytes(max_shard_size),
+    };
+    Plan::new(&model, input, recipe, &foreseen)
+}
+
+pub fn show(plan: &Plan, json: bool) -> Result<()> {
+    if json {
+        return print_json(plan);
+    }
+    let passes = match plan.passes.len() {
+        1 => "1 pass".to_string(),
+        n => format!("{n} passes"),
+    };
+    print(&format!(
+        "plan of {passes} for {}: {} with a head for {}\n\n",
+        super::plain(&plan.base_model),
+        plan.family,
+        plan.task
+    ))?;
+    let row = |name: &str, e: &Expected| {
+        let cells = [span(e.params, count), span(e.bytes, count), span(e.flops, giga)];
+        [vec![name.to_string()], cells.to_vec()].concat()
+    };
+    let mut rows = vec![row("as read", &plan.before)];
+    rows.extend(plan.passes.iter().map(|pass| row(pass.name, &pass.after)));
+    let flops = format!("FLOPs, 1 x {} tokens", plan.tokens);
+    print(&plain_table(&["behind", "parameters", "bytes of tensors", &flops], &rows))?;
+    print("\n")?;
+    for pass in &plan.passes {
+        print(&format!("{}: {}\n", pass.name, done(pass)))?;
+    }
+    print(&summary(plan))?;
+    print(&plan.targets.iter().map(target).collect::<String>())
+}
+
+/// What a pass touches, and what is not known of it.
+fn done(pass: &PassPlan) -> String {
+    let touched = |t: &Touched| match (t.matrices, &t.after[..]) {
+        (1, "cut") => format!("{} in {} cut", t.part, t.before),
+        (n, "cut") => format!("{n} matrices of the {} in {} cut", t.part, t.before),
+        (0 | 1, after) => format!("{} from {} to {after}", t.part, t.before),
+        (n, after) => format!("{n} matrices of the {} from {} to {after}", t.part, t.before),
+    };
+    let said: Vec<String> =
+        pass.touches.iter().map(touched).chain(pass.notes.iter().cloned()).collect();
+    if said.is_empty() { "changes nothing".into() } else { said.join("; ") }
+}
+
+/// The files, and what it takes to make them.
+fn summary(plan: &Plan) -> String {
+    let factor = |bytes: u64| plan.file_bytes_before as f64 / bytes.max(1) as f64;
+    let Bounds { low, high } = plan.file_bytes;
+    let smaller = match low == high {
+        true => format!("{:.2}x smaller", factor(low)),
+        false => format!("{:.2}x to {:.2}x smaller", factor(high), factor(low)),
+    };
+    let mut out = format!(
+        "\nweight file: {} bytes ({}) of {}, {smaller}\n",
+        span(plan.file_bytes, count),
+        span(plan.file_bytes, bytes),
+        bytes(plan.file_bytes_before),
+    );
+    if plan.files.len() > 1 {
+        for file in &plan.files {
+            out += &format!("  {}: {} bytes\n", file.name, count(file.bytes));
+        }
+    }
+    let [low, high] = plan.bits_per_weight;
+    out += &match low == high {
+        true => format!("bits per weight of the layers: {low:.2}\n"),
+        false => format!("bits per weight of the layers: {low:.2} to {high:.2}\n"),
+    };
+    out += match plan.loads_natively {
+        Some(true) => "stock Transformers classes load the output\n",
+        Some(false) => "stock Transformers classes do not load the output as it is\n",
+        None => "whether stock Transformers classes load the output depends on what is found\n",
+    };
+    let estimate = &plan.estimate;
+    let threads = match estimate.threads {
+        1 => "1 thread".to_string(),
+        n => format!("{n} threads"),
+    };
+    out + &format!(
+        "about {} on {threads}, and {:.0} MB of memory\n",
+        seconds(estimate.seconds),
+        estimate.peak_memory_bytes as f64 / 1e6
+    )
+}
+
+fn seconds(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s} s"),
+        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
+        s => format!("{:.0} h", s / 3600.0),
+    }
+}
+
+fn target(target: &TargetPlan) -> String {
+    let name = target.name;
+    match (&target.refused, target.asked) {
+        (Some(why), _) => format!("target {name}: refused, {why}\n"),
+        (None, true) => format!("target {name}: is written\n"),
+        (None, false) => format!("target {name}: could be written\n"),
+    }
+}

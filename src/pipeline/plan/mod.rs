@@ -1,0 +1,287 @@
+//! What a run will make, from headers, config.json and options alone (docs/plan.md).
+
+mod estimate;
+
+pub use estimate::Estimate;
+
+use super::files::name;
+use super::{Options, SideFiles, weight_bytes};
+use crate::checkpoint::weight_files;
+use crate::data::tokenizer::Tokenizer;
+use crate::emit::Target;
+use crate::model::{Bounds, Linear, Model, Outline, TokenSchedule, Weight};
+use crate::pass::{PlanContext, TOKENS_OF_A_TEXT, Text};
+use crate::recipe::Recipe;
+use crate::report::{Expected, PassNote, PlanNote, compute_tokens};
+use crate::{Error, Result};
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Tokens of the built-in text, in BERT's vocabulary.
+const BUILTIN_TOKENS: usize = 7_300;
+
+/// What is known of a run before it reads any text.
+#[derive(Debug, Clone, Copy)]
+pub struct Foreseen<'a> {
+    pub tokenizer: Option<&'a Tokenizer>,
+    pub side_files: &'a SideFiles,
+    /// What passes will watch the model on, if anything.
+    pub text: Option<Text>,
+    /// Texts of it at most.
+    pub texts: usize,
+    /// Whether there are texts to train on.
+    pub data: bool,
+    pub max_shard_bytes: u64,
+}
+
+impl<'a> Foreseen<'a> {
+    /// Of a run whose texts are there.
+    pub(super) fn of(options: &Options<'a>, side_files: &'a SideFiles) -> Foreseen<'a> {
+        let kind = |text: &crate::data::Calibration| match text {
+            text if text.is_random() => Text::Random,
+            text if text.is_given() => Text::Given,
+            _ => Text::Builtin,
+        };
+        Foreseen {
+            tokenizer: options.tokenizer,
+            side_files,
+            text: options.texts.calibration.as_ref().map(kind),
+            texts: options.texts.calibration.as_ref().map_or(0, |text| text.texts),
+            data: options.texts.data.is_some(),
+            max_shard_bytes: options.max_shard_bytes,
+        }
+    }
+}
+
+/// What a run will make.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    pub version: &'static str,
+    /// Name of the input's folder.
+    pub base_model: String,
+    pub family: &'static str,
+    pub task: &'static str,
+    pub recipe: Value,
+    /// Tokens of the text that FLOPs are those of.
+    pub tokens: usize,
+    /// The model as it is read.
+    pub before: Expected,
+    /// Bytes of its weight files.
+    pub file_bytes_before: u64,
+    pub passes: Vec<PassPlan>,
+    /// Bytes of all weight files that are written.
+    pub file_bytes: Bounds,
+    /// These files, where they are known.
+    pub files: Vec<PlannedFile>,
+    /// Of the matrices of the layers, all that is stored for them; least and most.
+    pub bits_per_weight: [f64; 2],
+    /// Whether stock Transformers classes will load the output and answer as it does; `None` where that is not known.
+    pub loads_natively: Option<bool>,
+    pub targets: Vec<TargetPlan>,
+    pub estimate: Estimate,
+}
+
+/// What is known of one pass.
+#[derive(Debug, Clone, Serialize)]
+pub struct PassPlan {
+    pub name: &'static str,
+    pub touches: Vec<Touched>,
+    /// What is not known, and why; a sentence each.
+    pub notes: Vec<String>,
+    /// The model behind it.
+    #[serde(flatten)]
+    pub after: Expected,
+}
+
+/// Matrices of one part of the model that become something else in the same way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Touched {
+    pub part: &'static str,
+    pub matrices: usize,
+    pub before: String,
+    pub after: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlannedFile {
+    pub name: String,
+    pub bytes: u64,
+}
+
+/// Whether a target will carry the output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TargetPlan {
+    pub name: &'static str,
+    /// Whether it is to be written.
+    pub asked: bool,
+    /// Why it will not, or may not.
+    pub refused: Option<String>,
+}
+
+impl Plan {
+    /// Of `recipe` on `teacher`, which [`Model::outline`] read from `input`.
+    ///
+    /// # Errors
+    /// What a run would refuse before it does any work.
+    pub fn new(teacher: &Model, input: &Path, recipe: &Recipe, run: &Foreseen) -> Result<Plan> {
+        let tokens = compute_tokens(teacher);
+        let cx = PlanContext {
+            teacher,
+            tokenizer: run.tokenizer,
+            side_files: run.side_files,
+            text: run.text,
+            texts: run.texts,
+            tokens: match run.text {
+                Some(Text::Builtin) => BUILTIN_TOKENS.min(run.texts * TOKENS_OF_A_TEXT),
+                _ => run.texts * TOKENS_OF_A_TEXT,
+            },
+            data: run.data,
+        };
+        let mut outline = Outline::new(teacher.clone());
+        let before = expected(&outline, tokens);
+        let (mut passes, mut foresights) = (Vec::new(), Vec::new());
+        for step in &recipe.steps {
+            let was = outline.clone();
+            let in_pass = |e| match e {
+                Error::Option { .. } | Error::Usage { .. } => e,
+                e => Error::InPass { pass: step.name, source: Box::new(e) },
+            };
+            let foresight = step.pass.outline(&mut outline, &cx).map_err(in_pass)?;
+            outline.models().iter().try_for_each(Model::validate).map_err(in_pass)?;
+            passes.push(PassPlan {
+                name: step.name,
+                touches: touched(&was, &outline),
+                notes: foresight.notes.clone(),
+                after: expected(&outline, tokens),
+            });
+            foresights.push(foresight);
+        }
+        let millibits = outline.millibits();
+        let files = match outline.is_exact() {
+            true => weight_files(&outline.models()[0].compacted().tensors(), run.max_shard_bytes)?,
+            false => Vec::new(),
+        };
+        Ok(Plan {
+            version: env!("CARGO_PKG_VERSION"),
+            base_model: name(input),
+            family: teacher.family.model_type,
+            task: teacher.config.task.name(),
+            recipe: recipe.to_json(),
+            tokens,
+            before,
+            file_bytes_before: weight_bytes(input)?,
+            file_bytes: outline.file_bytes(run.max_shard_bytes)?,
+            files: files.into_iter().map(|(name, bytes)| PlannedFile { name, bytes }).collect(),
+            bits_per_weight: [millibits.low as f64 / 1e3, millibits.high as f64 / 1e3],
+            loads_natively: loads_natively(&outline),
+            targets: targets(recipe, &outline, run.data),
+            estimate: Estimate::of(&foresights, &cx),
+            passes,
+        })
+    }
+
+    /// Beside what came of it.
+    pub(super) fn met(&self, passes: &[PassNote], written: u64) -> PlanNote {
+        let expected: Vec<Expected> = self.passes.iter().map(|pass| pass.after).collect();
+        PlanNote::new(&expected, passes, self.file_bytes, written)
+    }
+}
+
+fn expected(outline: &Outline, tokens: usize) -> Expected {
+    Expected { params: outline.params(), bytes: outline.bytes(), flops: outline.flops(tokens) }
+}
+
+/// `None` where models disagree, and where widths are open of dense matrices: by chance they may all be the same.
+fn loads_natively(outline: &Outline) -> Option<bool> {
+    let dense = |weight: &Weight| matches!(weight, Weight::Dense(_));
+    let packed = |m: &Model| {
+        !dense(&m.embeddings.word) || m.linears().iter().any(|linear| !dense(&linear.weight))
+    };
+    let models = outline.models();
+    let native = models[0].loads_natively();
+    let agreed = models.iter().all(|m| m.loads_natively() == native);
+    (agreed && (!outline.uneven || packed(&models[0]))).then_some(native)
+}
+
+/// Parts of a model that have matrices.
+const PARTS: [&str; 5] = ["word table", "positions", "projection", "layers", "head"];
+
+/// What becomes another form or another shape; of several models, in the first.
+fn touched(before: &Outline, after: &Outline) -> Vec<Touched> {
+    let (was, is) = (&before.models()[0], &after.models()[0]);
+    // Where sizes are open, those of one model say nothing, nor do its forms where each matrix may get another.
+    let kind = |weight: &Weight| weight.form().split('(').next().unwrap_or_default().to_string();
+    let all = after.models().iter().flat_map(|m| &m.layers).flat_map(|layer| layer.linears());
+    let kinds: BTreeSet<String> = all.map(|(_, linear)| kind(&linear.weight)).collect();
+    let form = |part: usize, weight: &Weight| match after.is_exact() {
+        true => weight.form(),
+        false if PARTS[part] == "layers" => Vec::from_iter(kinds.clone()).join(" or "),
+        false => kind(weight),
+    };
+    let mut counts: BTreeMap<(usize, String, String), usize> = BTreeMap::new();
+    let mut pair = |part: usize, was: &Weight, is: Option<&Weight>| {
+        let shape = |w: &Weight| (w.rows(), w.cols());
+        let to = match is.filter(|is| was.form() != is.form()) {
+            Some(is) => form(part, is),
+            None if is.is_some_and(|is| shape(is) == shape(was)) => return,
+            None => "cut".to_string(),
+        };
+        *counts.entry((part, was.form(), to)).or_default() += 1;
+    };
+    pair(0, &was.embeddings.word, Some(&is.embeddings.word));
+    let positions = |m: &Model| m.embeddings.position.clone().map(Weight::Dense);
+    if let Some(was) = positions(was) {
+        pair(1, &was, positions(is).as_ref());
+    }
+    if let (Some(was), Some(is)) = (&was.embeddings.project, &is.embeddings.project) {
+        pair(2, &was.weight, Some(&is.weight));
+    }
+    for (was, is) in was.layers.iter().zip(&is.layers) {
+        let left = is.linears();
+        for (role, was) in was.linears() {
+            let is = left.iter().find(|(r, _)| *r == role).map(|(_, linear)| &linear.weight);
+            pair(3, &was.weight, is);
+        }
+    }
+    let heads = |m: &Model| m.head.linears().into_iter().cloned().collect::<Vec<Linear>>();
+    for (was, is) in heads(was).iter().zip(&heads(is)) {
+        pair(4, &was.weight, Some(&is.weight));
+    }
+    let mut touched: Vec<Touched> = counts
+        .into_iter()
+        .map(|((part, before, after), matrices)| Touched {
+            part: PARTS[part],
+            matrices,
+            before,
+            after,
+        })
+        .collect();
+    let drops = |outline: &Outline| -> Vec<TokenSchedule> {
+        outline.models().iter().filter_map(|m| m.tokens.clone()).collect()
+    };
+    let had = drops(before);
+    if drops(after).iter().any(|schedule| !had.contains(schedule)) {
+        let (before, after) = ("all tokens".into(), "fewer tokens".into());
+        touched.push(Touched { part: "layers", matrices: 0, before, after });
+    }
+    touched
+}
+
+fn targets(recipe: &Recipe, outline: &Outline, data: bool) -> Vec<TargetPlan> {
+    let refused = |target: Target| {
+        let steps = recipe.steps.iter();
+        let by_pass = |step: &crate::recipe::Step| {
+            step.pass.refuses(target, data).map(|why| format!("after `{}` {why}", step.name))
+        };
+        let by_model = || outline.models().iter().find_map(|model| target.refusal(model));
+        steps.filter_map(by_pass).next().or_else(by_model)
+    };
+    let plan = |target: Target| TargetPlan {
+        name: target.name(),
+        asked: target == Target::Native || recipe.emit.targets.contains(&target),
+        refused: refused(target),
+    };
+    Target::ALL.map(plan).to_vec()
+}
