@@ -10,7 +10,10 @@ mod elastic;
 mod level;
 mod matmul;
 mod norm;
+// Elsewhere some of what they share is AVX's alone.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub mod packed;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod panels;
 #[cfg(test)]
 mod reference;
