@@ -411,3 +411,25 @@ fn refusals_name_the_option_and_its_range() {
     pass `distill`: `prediction` is 0, with sinkhorn, expected above 0: the distance alone does not say which text is which
     ");
 }
+
+#[test]
+fn the_usual_rate_is_for_what_can_lose_most() {
+    let dense = tiny("bert", Task::SequenceClassification, 3);
+    let packed = |planes: &[usize]| {
+        let mut model = dense.clone();
+        let linears = model.layers.iter_mut().flat_map(|layer| layer.linears_mut());
+        for (linear, &planes) in linears.zip(planes) {
+            let (rows, cols) = (linear.weight.rows(), linear.weight.cols());
+            let name = linear.weight.name().to_string();
+            let (codes, scales) = (vec![0; rows * cols], vec![0.5; planes * rows]);
+            let binary =
+                crate::model::Binary::new(name, (rows, cols), planes, cols, &codes, &scales, None);
+            linear.weight = Weight::Binary(binary);
+        }
+        usual_rate(&model)
+    };
+    assert_eq!(packed(&[]), DENSE_RATE);
+    assert_eq!(packed(&[1, 1]), PACKED_RATE);
+    assert_eq!(packed(&[1, 2, 1]), FINE_RATE);
+    assert_eq!(packed(&[4]), FINE_RATE);
+}

@@ -88,7 +88,7 @@ pub struct RunArgs {
     max_shard_size: u64,
 
     /// Print the plan, as `compress plan` does, and run nothing
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long, conflicts_with_all = ["resume", "cache"])]
     dry_run: bool,
 
     /// Print the report as JSON instead of a table
@@ -176,7 +176,8 @@ pub fn make(args: &RunArgs) -> Result<Outcome> {
     let (mut state, mut cache) = (None, None);
     if args.resume.resume || args.cache.is_some() {
         // What passes read besides is told by the passes.
-        let key = key(&given.arguments(), &hashes(input, given.files())?);
+        let arguments = format!("{} {}", program()?, given.arguments());
+        let key = key(&arguments, &hashes(input, given.files())?);
         let folder = args.cache.clone().unwrap_or_else(|| resume_folder(output));
         std::fs::create_dir_all(&folder)
             .map_err(|source| Error::Write { path: folder.clone(), source })?;
@@ -215,6 +216,12 @@ pub fn key(arguments: &str, inputs: &[InputNote]) -> String {
         key += &format!(" {}", input.sha256);
     }
     key
+}
+
+/// SHA-256 of this program: two builds of one version may compute differently.
+fn program() -> Result<String> {
+    let read = |source| Error::Read { path: "the running program".into(), source };
+    sha256(&std::env::current_exe().map_err(read)?)
 }
 
 fn key_of_run(arguments: &str, recipe: &Recipe, inputs: &[InputNote]) -> String {

@@ -1,8 +1,8 @@
 //! What finished passes made, on disk, so that a run that was stopped goes on behind them.
 //!
 //! An entry is a folder `N-PASS-KEY` with a checkpoint (model.safetensors, config.json), further tensors and a
-//! `pass.json`. Its key is a hash of all that the outcome depends on: version, input, texts, seed, and the steps up to
-//! this one with their options. So an entry is never wrong, whoever looks for it: it is found, or it is not.
+//! `pass.json`. Its key is a hash of all that the outcome depends on: this very program, input, texts, seed, and the steps
+//! up to this one with their options. Processors are not part of it: another kind may round differently.
 
 use super::apply::{Applied, Cut, recut};
 use super::{Options, pretty, to_json};
@@ -24,7 +24,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub struct Cache {
     pub folder: PathBuf,
-    /// What every pass of the run depends on: the input, texts, arguments, and the version.
+    /// What every pass of the run depends on: the input, texts, arguments, and the program.
     pub key: String,
     /// What the examples are that the output is judged by: a cut vocabulary says what it does to them.
     pub judged_by: String,
@@ -102,21 +102,22 @@ impl Cache {
         steps: &[Step],
         options: &Options,
     ) -> Result<(Applied, usize)> {
-        for done in (1..=steps.len()).rev() {
-            let entries: Vec<PathBuf> =
-                (1..=done).map(|n| self.entry(&steps[..n])).collect::<Result<_>>()?;
-            // The last one holds the model; what is told of passes before it stands in theirs.
-            if entries.iter().all(|entry| entry.join(ENTRY).is_file()) {
-                let mut applied = Applied::of(teacher);
-                for (step, entry) in steps.iter().zip(&entries) {
-                    restore(&mut applied, teacher, step, entry, options)?;
-                }
-                let last = read(&entries[done - 1])?;
-                applied.model = reopen(&entries[done - 1], &last, teacher)?;
-                return Ok((applied, done));
-            }
+        let entries: Vec<PathBuf> =
+            (1..=steps.len()).map(|n| self.entry(&steps[..n])).collect::<Result<_>>()?;
+        let kept = entries.iter().take_while(|entry| entry.join(ENTRY).is_file());
+        let mut applied = Applied::of(teacher);
+        let mut done = 0;
+        let mut last = None;
+        for (step, path) in steps.iter().zip(kept) {
+            let entry = read(path)?;
+            restore(&mut applied, teacher, step, (path, &entry), options)?;
+            (done, last) = (done + 1, Some((path, entry)));
         }
-        Ok((Applied::of(teacher), 0))
+        // It holds the model; what is told of passes before it stands in theirs.
+        if let Some((path, entry)) = last {
+            applied.model = reopen(path, &entry, teacher)?;
+        }
+        Ok((applied, done))
     }
 
     /// Keeps what the last of `steps` left.
@@ -182,16 +183,15 @@ fn restore(
     applied: &mut Applied,
     teacher: &Model,
     step: &Step,
-    path: &Path,
+    (path, entry): (&Path, &Entry),
     options: &Options,
 ) -> Result<()> {
-    let entry = read(path)?;
     for (i, name) in entry.tensors.iter().enumerate() {
         let file = Checkpoint::open(&path.join(format!("tensors-{i}.safetensors")))?;
         let tensors: Vec<Tensor> = file.iter().cloned().collect();
         applied.tensors.push((name.clone(), tensors));
     }
-    if let Some(words) = entry.vocabulary {
+    if let Some(words) = &entry.vocabulary {
         let before = options.tokenizer.ok_or_else(|| damaged(path, "a vocabulary of no model"))?;
         let content = |stored: &String| {
             let path = path.join(stored);
@@ -202,7 +202,7 @@ fn restore(
             .iter()
             .map(|(name, stored)| Ok((name.clone(), stored.as_ref().map(content).transpose()?)));
         let vocabulary = Vocabulary {
-            kept: words.kept,
+            kept: words.kept.clone(),
             tokenizer: before.with_json(&words.tokenizer)?,
             files: files.collect::<Result<_>>()?,
             unknown: words.unknown,
@@ -211,7 +211,7 @@ fn restore(
         let cut = recut(teacher, vocabulary, &mut Work::default(), options)?;
         applied.cut = Some(Arc::new(cut));
     }
-    applied.passes.push(entry.note);
+    applied.passes.push(entry.note.clone());
     applied.times.push((step.name, entry.seconds));
     Ok(())
 }
@@ -235,6 +235,7 @@ fn reopen(path: &Path, entry: &Entry, teacher: &Model) -> Result<Model> {
     config.raw.clone_from(&entry.raw);
     (config.hidden, config.embedding) = (entry.hidden, entry.embedding);
     (config.vocab, config.pad_id) = (entry.vocab, entry.pad_id);
+    model.validate()?;
     Ok(model)
 }
 

@@ -205,6 +205,12 @@ fn the_greatest_sums_fit() {
                 check(&weights, &x).expect("signs");
                 let four = quantise(&vec![1.0; 5 * cols], 5, cols, Bits::Four);
                 check(&weights, &four).expect("four bits");
+                // Few tokens go another way on AVX2.
+                let two = quantise(&vec![1.0; 2 * cols], 2, cols, Bits::Eight);
+                check(&weights, &two).expect("two tokens");
+                // All of them differ.
+                let below = quantise(&vec![-1.0; 5 * cols], 5, cols, Bits::One);
+                check(&weights, &below).expect("signs with signs");
             }
         }
     }
