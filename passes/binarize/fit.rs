@@ -27,22 +27,36 @@ impl Codes {
     /// Greedy planes, then scales and signs refitted in turn (alternating least squares; ARB-LLM §3,
     /// BiPFT notes §5.2): the error in the weights only falls.
     pub fn fit(w: &[f32], (rows, cols): (usize, usize), planes: usize, group: usize) -> Codes {
-        let groups = cols.div_ceil(group);
-        let mut scales = vec![0.0; rows * groups * planes];
-        let mut codes = vec![0u8; rows * cols];
-        if cols > 0 {
-            scales
-                .par_chunks_mut(groups * planes)
-                .zip(codes.par_chunks_mut(cols))
-                .zip(w.par_chunks(cols))
-                .for_each(|((scales, codes), w)| {
-                    let parts = w.chunks(group).zip(codes.chunks_mut(group));
-                    for ((w, codes), scales) in parts.zip(scales.chunks_exact_mut(planes)) {
-                        fit_group(w, codes, scales);
-                    }
-                });
+        let scales = vec![0.0; rows * cols.div_ceil(group) * planes];
+        let codes = vec![0u8; rows * cols];
+        Codes { rows, cols, planes, group, scales, codes }.each_group(w, fit_group)
+    }
+
+    /// Gives a weight that is most of its row's power a level of its own: refitting never gets there from means. What the
+    /// other weights lose is for [`Codes::compensate`] to make up for; without inputs to weigh both by it does harm as
+    /// often as good (on 1,000 held-out sentences of SST-2 the divergence of two planes goes from 0.075 to 0.064 with the
+    /// built-in text, and from 0.30 to 0.35 without any).
+    pub fn reach_far_out(self, w: &[f32]) -> Codes {
+        self.each_group(w, reach_group)
+    }
+
+    /// Has `change` rewrite codes and scales of the weights that share scales.
+    fn each_group(mut self, w: &[f32], change: fn(&[f32], &mut [u8], &mut [f32])) -> Codes {
+        let (cols, planes, group) = (self.cols, self.planes, self.group);
+        if cols == 0 {
+            return self;
         }
-        Codes { rows, cols, planes, group, scales, codes }
+        self.scales
+            .par_chunks_mut(cols.div_ceil(group) * planes)
+            .zip(self.codes.par_chunks_mut(cols))
+            .zip(w.par_chunks(cols))
+            .for_each(|((scales, codes), w)| {
+                let parts = w.chunks(group).zip(codes.chunks_mut(group));
+                for ((w, codes), scales) in parts.zip(scales.chunks_exact_mut(planes)) {
+                    change(w, codes, scales);
+                }
+            });
+        self
     }
 
     /// Takes the levels as they are and chooses each weight's level anew, column by column, pushing the
@@ -190,10 +204,43 @@ const SWEEPS: usize = 3;
 /// Columns between two products in [`Codes::compensate`].
 const STRIP: usize = 64;
 
-/// Codes and scales of the weights that share scales: plane by plane, each fitted to what those before it
-/// leave, then all so far refitted. No step adds error, so that another plane never hurts.
+/// Share of the power of weights that share scales from which one of them is far out.
+const FAR_OUT: f64 = 0.1;
+
+/// Codes and scales of the weights that share scales: plane by plane, each fitted to what those before it leave, then
+/// all so far refitted. No step adds error, so that another plane never hurts.
 fn fit_group(w: &[f32], codes: &mut [u8], scales: &mut [f32]) {
-    for k in 0..scales.len() {
+    add_planes(w, codes, scales, 0);
+}
+
+/// As [`fit_group`], from levels one of which is that of the weight far out, where there is one; takes what comes of it
+/// where that is better than what is there.
+fn reach_group(w: &[f32], codes: &mut [u8], scales: &mut [f32]) {
+    let power = |x: f32| f64::from(x).powi(2);
+    let largest = w.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+    let all: f64 = w.iter().map(|&x| power(x)).sum();
+    if scales.len() < 2 || w.len() < 2 || power(largest) < FAR_OUT * all {
+        return;
+    }
+    let rest = (w.iter().map(|x| x.abs()).sum::<f32>() - largest) / (w.len() - 1) as f32;
+    let mut other = (vec![0; codes.len()], vec![0.0; scales.len()]);
+    other.1[..2].copy_from_slice(&[(largest + rest) / 2.0, (largest - rest) / 2.0]);
+    let levels = Levels::new(&other.1[..2]);
+    other.0.iter_mut().zip(w).for_each(|(code, &x)| *code = levels.nearest(x).0);
+    refine(w, &mut other.0, &mut other.1[..2]);
+    add_planes(w, &mut other.0, &mut other.1, 2);
+    let error = |codes: &[u8], scales: &[f32]| -> f64 {
+        w.iter().zip(codes).map(|(&x, &code)| power(x - level(scales, code))).sum()
+    };
+    if error(&other.0, &other.1) < error(codes, scales) {
+        codes.copy_from_slice(&other.0);
+        scales.copy_from_slice(&other.1);
+    }
+}
+
+/// Planes from number `from` on, each fitted to what those before it leave, then all so far refitted.
+fn add_planes(w: &[f32], codes: &mut [u8], scales: &mut [f32], from: usize) {
+    for k in from..scales.len() {
         let rest: Vec<f32> =
             w.iter().zip(codes.iter()).map(|(x, &code)| x - level(&scales[..k], code)).collect();
         scales[k] = rest.iter().map(|x| x.abs()).sum::<f32>() / rest.len() as f32;
@@ -282,6 +329,25 @@ mod tests {
         assert_eq!(two.to_dense(), [3.5, -3.5, 1.5, -1.5]);
         assert_eq!(two.scales, [2.5, 1.0]);
         assert_eq!(error(&w, &two), 1.0);
+    }
+
+    #[test]
+    fn a_weight_far_out_gets_a_level_of_its_own() {
+        let mut w = super::super::tests::gaussian(1536);
+        w[7] = 120.0;
+        let power: f64 = w.iter().map(|&x| f64::from(x).powi(2)).sum();
+        for planes in 2..=4 {
+            let plain = Codes::fit(&w, (1, 1536), planes, 1536);
+            let lost = error(&w, &plain) / power;
+            let found = error(&w, &plain.reach_far_out(&w)) / power;
+            // More planes mostly get there by themselves.
+            let better = if planes == 2 { found < 0.1 * lost } else { found <= lost };
+            assert!(better && found < 0.05, "{planes} planes: {lost}, {found}");
+        }
+        // Nothing to reach.
+        w[7] = 1.0;
+        let plain = Codes::fit(&w, (1, 1536), 2, 1536);
+        assert_eq!(plain.clone().reach_far_out(&w).codes, plain.codes);
     }
 
     /// BiPFT notes §9, test 3: relative errors of 5.3 within 2 %.

@@ -456,11 +456,10 @@ impl Binarize {
             let rest = residual::minus(w, low_rank.as_ref(), cols);
             let codes = Codes::fit(&rest, (rows, cols), planes, group);
             let codes = match metric {
-                Some(metric) => codes.compensate(&rest, &metric.factor, &metric.order).descend(
-                    &rest,
-                    &metric.h,
-                    &metric.order,
-                ),
+                Some(metric) => codes
+                    .reach_far_out(&rest)
+                    .compensate(&rest, &metric.factor, &metric.order)
+                    .descend(&rest, &metric.h, &metric.order),
                 None => codes,
             };
             if rank > 0 {
