@@ -3,11 +3,11 @@
 pub use crate::progress::{Progress, Quiet};
 
 use crate::Result;
-use crate::checkpoint::Tensor;
+use crate::checkpoint::{Spill, Tensor};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::{Calibration, Dataset, Vocabulary, Words};
 use crate::emit::Target;
-use crate::model::{Model, Outline};
+use crate::model::{Layer, Model, Outline};
 use crate::report::{Change, Training};
 use crate::train::state::StateFile;
 use serde::Serialize;
@@ -114,6 +114,8 @@ pub struct Context<'a> {
     pub words: Option<&'a Words>,
     /// Where training keeps its state; `None`: nowhere.
     pub state: Option<&'a StateFile>,
+    /// Where finished layers wait to be written; `None`: in memory.
+    pub spill: Option<&'a Spill>,
     /// All randomness of the run derives from this.
     pub seed: u64,
     pub progress: &'a dyn Progress,
@@ -130,9 +132,19 @@ impl<'a> Context<'a> {
             data: None,
             words: None,
             state: None,
+            spill: None,
             seed: 0,
             progress: &Quiet,
         }
+    }
+
+    /// Says that this pass is done with `layer`: of a model that is larger than memory, no more than one layer is kept
+    /// there at a time.
+    ///
+    /// # Errors
+    /// [`crate::Error::Write`].
+    pub fn finished(&self, layer: &mut Layer) -> Result<()> {
+        self.spill.map_or(Ok(()), |spill| layer.spill(spill))
     }
 }
 

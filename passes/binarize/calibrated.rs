@@ -166,6 +166,7 @@ impl Binarize {
                     *batch = Cow::Owned(batch.select(kept));
                 }
             }
+            cx.finished(layer)?;
             cx.progress.step()?;
         }
         Ok(())

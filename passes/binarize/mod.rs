@@ -324,6 +324,7 @@ impl Pass for Binarize {
                         let rung = plan.next().expect("a form for every matrix");
                         changes.push(self.pack(linear, *rung, None)?);
                     }
+                    cx.finished(layer)?;
                     cx.progress.step()?;
                 }
             }

@@ -78,6 +78,7 @@ impl Binarize {
                         changes.push(self.pack(linear, *planned, Some((&metric, &[])))?);
                     }
                 }
+                cx.finished(&mut model.layers[l])?;
                 cx.progress.step()?;
             }
             update(&mut states, |i, x| through(&model.layers, &steps, i, x, &mut NoObserver))?;

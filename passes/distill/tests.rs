@@ -199,7 +199,7 @@ fn a_packed_model_stays_packed_and_gets_other_signs_and_scales() {
     let signs = |m: &Model| -> Vec<u32> {
         let linears = m.layers.iter().flat_map(Layer::linears);
         let words = linears.flat_map(|(_, l)| match &l.weight {
-            Weight::Binary(binary) => binary.signs.clone(),
+            Weight::Binary(binary) => binary.signs.to_vec(),
             _ => panic!("a matrix was unpacked"),
         });
         words.collect()

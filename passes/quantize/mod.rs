@@ -81,6 +81,7 @@ impl Pass for Quantize {
                     work.changes.push(pack(linear, self.form)?);
                 }
             }
+            cx.finished(layer)?;
             cx.progress.step()?;
         }
         if self.embeddings != Form::None {

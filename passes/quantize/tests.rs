@@ -34,6 +34,27 @@ fn packing_is_done_once() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn finished_layers_wait_in_a_file_and_are_what_they_would_be_in_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let spill = crate::checkpoint::Spill::new(folder.path());
+    for form in [Form::Int8, Form::F16] {
+        let model = tiny("bert", Task::Bare, 75);
+        let options = Quantize { form, ..Quantize::default() };
+        let (expected, _) = quantized(&model, &options);
+        let mut found = model.clone();
+        let cx = Context { spill: Some(&spill), ..Context::new(&model) };
+        options.run(&mut found, &cx).expect("options in range");
+        assert_eq!(stored(&found), stored(&expected), "{form:?}");
+        let bulk = |t: &Tensor| t.shape.len() == 2 && t.name.contains(".layer.");
+        let layers = found.tensors();
+        let matrices: Vec<&Tensor> = layers.iter().filter(|t| bulk(t)).collect();
+        assert_eq!(matrices.len(), 18, "{form:?}");
+        assert!(matrices.iter().all(|t| t.is_mapped()), "{form:?}");
+    }
+}
+
 #[test]
 fn answers_stay_near_what_they_were() {
     let texts = batch(72, &[7, 4, 9]);

@@ -7,10 +7,12 @@
 mod header;
 mod output;
 mod shards;
+mod spill;
 mod tensor;
 mod writer;
 
 pub use output::{OutputFolder, remove_stale};
+pub use spill::Spill;
 pub use tensor::{Dtype, Tensor};
 pub use writer::{
     WrittenFile, file_bytes, file_with, metadata, weight_files, write_bytes, write_file,

@@ -389,9 +389,14 @@ impl Tensor {
         Err(Error::NonFinite { name: self.name.clone(), found, index })
     }
 
-    /// Whether the bytes are still those of the file that was read.
+    /// Whether the bytes are a view into a file: the one that was read, or one of [`super::Spill`].
     pub fn is_mapped(&self) -> bool {
         matches!(self.data, Data::Mapped { .. })
+    }
+
+    /// Whether the bytes are on the heap.
+    pub fn is_owned(&self) -> bool {
+        matches!(self.data, Data::Owned(_))
     }
 
     /// Gives the memory of a mapped tensor back; the next access reads the file again. Nothing

@@ -47,7 +47,7 @@ pub fn main(args: &EvalArgs) -> Result<()> {
     let labelled = table.examples.iter().all(|e| is_labelled(e, model.config.task));
     let wanted = labelled || args.teacher.is_none();
     let prepared = Prepared::new(&table, &model, &tokenizer, tokens, wanted, &args.data)?;
-    let encoder = Encoder::packed(&model)?;
+    let encoder = Encoder::within_memory(&model)?;
     let start = Instant::now();
     let judged = match prepared.targets.is_some() || args.teacher.is_none() {
         true => {
@@ -73,7 +73,7 @@ pub fn main(args: &EvalArgs) -> Result<()> {
             };
             let recut = words.map(|(_, old)| Recut::new(&prepared.batches, old));
             let batches = teachers.as_deref().unwrap_or(&prepared.batches);
-            fidelity(&Encoder::packed(&teacher)?, &encoder, batches, recut.as_ref())?
+            fidelity(&Encoder::within_memory(&teacher)?, &encoder, batches, recut.as_ref())?
         }
     };
     if judged.is_empty() {

@@ -46,7 +46,7 @@ pub fn main(args: &ForwardArgs) -> Result<()> {
     }
     let model = Model::open(&args.model)?;
     let input = Padded::read(&args.inputs)?;
-    let encoder = Encoder::packed(&model)?;
+    let encoder = Encoder::within_memory(&model)?;
     let mut seen = Seen {
         hidden: args.hidden_states.then(Vec::new),
         attentions: args.attentions.then(|| attention_buffers(&model, &input)),

@@ -200,6 +200,7 @@ pub fn make(args: &RunArgs) -> Result<Outcome> {
         read: &|model, tokenizer| given.read(model, Some(tokenizer), input, counted),
         state,
         cache,
+        spill: Some(folder.spill()),
         max_shard_bytes: shard_bytes(args.max_shard_size),
         measure: true,
         accept: &|_| Ok(()),

@@ -286,6 +286,7 @@ fn run(
         read: &read,
         state: None,
         cache: None,
+        spill: Some(folder.spill()),
         max_shard_bytes: 5_000_000_000,
         measure: true,
         accept: &small_enough,

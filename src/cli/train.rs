@@ -248,6 +248,7 @@ pub fn main(args: &TrainArgs) -> Result<()> {
         read: &|_, _| unreachable!("training cuts no vocabulary"),
         state,
         cache: None,
+        spill: None,
         max_shard_bytes: 5_000_000_000,
         measure: false,
         accept: &|_| Ok(()),

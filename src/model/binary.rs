@@ -1,6 +1,6 @@
 //! A matrix as sign planes, scales and a low-rank residual.
 
-use super::packed::{self, Parts, Scales};
+use super::packed::{self, Parts, Scales, Stored};
 use crate::Result;
 use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 use half::f16;
@@ -19,7 +19,7 @@ pub struct Binary {
     /// Columns that share a scale; `cols` for one scale a row. The last group may be shorter.
     pub group: usize,
     /// `[planes, rows, ceil(cols / 32)]`: bit `c % 32` of word `c / 32` is 1 for +1, tail bits are 0.
-    pub signs: Vec<u32>,
+    pub signs: Stored<u32>,
     /// `[planes, rows, ceil(cols / group)]`
     pub scales: Vec<f32>,
     /// F16, or F32 when a scale is too small for it.
@@ -158,6 +158,7 @@ impl Binary {
                 }
             }
         }
+        let signs = Stored::new(Dtype::I32, &[planes, rows, words], &signs);
         let Scales { values: scales, dtype: scale_dtype } = Scales::new(scales.to_vec());
         Binary { name, rows, cols, planes, group, signs, scales, scale_dtype, low_rank }
     }
@@ -170,7 +171,8 @@ impl Binary {
         group: usize,
         low_rank: Option<LowRank>,
     ) -> Binary {
-        let (signs, scales, scale_dtype) = (Vec::new(), Vec::new(), Dtype::F16);
+        let signs = Stored::blank(Dtype::I32, &[planes, rows, cols.div_ceil(32)]);
+        let (scales, scale_dtype) = (Vec::new(), Dtype::F16);
         Binary { name, rows, cols, planes, group, signs, scales, scale_dtype, low_rank }
     }
 
@@ -261,9 +263,9 @@ impl Binary {
         let (planes, rows, cols) = (self.planes, self.rows, self.cols);
         let at = |part: &str| format!("{}.{part}", self.name);
         let scale_shape = if groups == 1 { vec![planes, rows] } else { vec![planes, rows, groups] };
-        let (words, shape) = ([planes, rows, cols.div_ceil(32)], [rows as i64, cols as i64]);
+        let shape = [rows as i64, cols as i64];
         let mut tensors = vec![
-            packed::stored(at("weight_packed"), Dtype::I32, &words, &self.signs),
+            self.signs.tensor(at("weight_packed")),
             packed::stored_f32(at("weight_scale"), &scale_shape, &self.scales, self.scale_dtype),
             Tensor::from_i64(at("weight_shape"), &[2], &shape),
         ];
@@ -307,7 +309,7 @@ impl Binary {
             cols,
             planes,
             group,
-            signs: packed.to_i32()?.iter().map(|&w| w as u32).collect(),
+            signs: Stored::read(&packed, Dtype::I32)?,
             scales: scales.values,
             scale_dtype: scales.dtype,
             low_rank,

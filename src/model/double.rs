@@ -1,6 +1,6 @@
 //! A matrix as two binary factors between three diagonals.
 
-use super::packed::{Parts, Scales, expect_shape, stored};
+use super::packed::{Parts, Scales, Stored, expect_shape};
 use crate::Result;
 use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 
@@ -14,9 +14,9 @@ pub struct DoubleBinary {
     pub cols: usize,
     pub rank: usize,
     /// `[rows, ceil(rank / 32)]`: bit `r % 32` of word `r / 32` is 1 for +1, tail bits are 0.
-    pub u: Vec<u32>,
+    pub u: Stored<u32>,
     /// `[rank, ceil(cols / 32)]`, likewise.
-    pub v: Vec<u32>,
+    pub v: Stored<u32>,
     /// `[rows]`
     pub a: Scales,
     /// `[rank]`
@@ -43,13 +43,16 @@ impl DoubleBinary {
         let lengths = [scales[0].len(), scales[1].len(), scales[2].len()];
         assert_eq!(lengths, [rows, rank, cols], "scales of {rows}x{rank}x{cols}");
         let [a, m, b] = scales.map(Scales::new);
-        DoubleBinary { name, rows, cols, rank, u: pack(u, rank), v: pack(v, cols), a, m, b }
+        let (u, v) = (pack(u, rows, rank), pack(v, rank, cols));
+        DoubleBinary { name, rows, cols, rank, u, v, a, m, b }
     }
 
     /// Its shape alone, where no scale is too small for f16.
     pub fn blank(name: String, (rows, cols): (usize, usize), rank: usize) -> DoubleBinary {
         let [a, m, b] = [rows, rank, cols].map(|n| Scales::new(vec![0.0; n]));
-        DoubleBinary { name, rows, cols, rank, u: Vec::new(), v: Vec::new(), a, m, b }
+        let words = |lines, width: usize| Stored::blank(Dtype::I32, &[lines, width.div_ceil(32)]);
+        let (u, v) = (words(rows, rank), words(rank, cols));
+        DoubleBinary { name, rows, cols, rank, u, v, a, m, b }
     }
 
     /// The signs of U and V, `[rows, rank]` and `[rank, cols]`, as −1 and +1.
@@ -128,12 +131,9 @@ impl DoubleBinary {
     pub fn tensors(&self) -> Vec<Tensor> {
         let at = |part: &str| format!("{}.{part}", self.name);
         let (rows, rank, cols) = (self.rows, self.rank, self.cols);
-        let words = |part, lines: usize, width: usize, words: &[u32]| {
-            stored(at(part), Dtype::I32, &[lines, width.div_ceil(32)], words)
-        };
         vec![
-            words("dbf_v", rank, cols, &self.v),
-            words("dbf_u", rows, rank, &self.u),
+            self.v.tensor(at("dbf_v")),
+            self.u.tensor(at("dbf_u")),
             self.a.tensor(at("dbf_a"), &[rows]),
             self.m.tensor(at("dbf_m"), &[rank]),
             self.b.tensor(at("dbf_b"), &[cols]),
@@ -158,16 +158,13 @@ impl DoubleBinary {
         let rank = v.shape.first().copied().unwrap_or(0);
         expect_shape(&v, &[rank, cols.div_ceil(32)])?;
         expect_shape(&u, &[rows, rank.div_ceil(32)])?;
-        let words = |t: &Tensor| -> Result<Vec<u32>> {
-            Ok(t.to_i32()?.iter().map(|&w| w as u32).collect())
-        };
         Ok(Some(DoubleBinary {
             name: name.to_string(),
             rows,
             cols,
             rank,
-            u: words(&u)?,
-            v: words(&v)?,
+            u: Stored::read(&u, Dtype::I32)?,
+            v: Stored::read(&v, Dtype::I32)?,
             a: parts.scales("dbf_a", &[rows])?,
             m: parts.scales("dbf_m", &[rank])?,
             b: parts.scales("dbf_b", &[cols])?,
@@ -180,11 +177,12 @@ fn sign(word: u32, bit: usize) -> f32 {
 }
 
 /// A bit each for lines of `width` values; every line begins a word.
-fn pack(values: &[f32], width: usize) -> Vec<u32> {
+fn pack(values: &[f32], lines: usize, width: usize) -> Stored<u32> {
     let word = |values: &[f32]| {
         values.iter().enumerate().fold(0, |word, (c, &x)| word | ((x >= 0.0) as u32) << c)
     };
-    values.chunks_exact(width.max(1)).flat_map(|line| line.chunks(32).map(word)).collect()
+    let all = values.chunks_exact(width.max(1)).flat_map(|line| line.chunks(32).map(word));
+    Stored::new(Dtype::I32, &[lines, width.div_ceil(32)], &Vec::from_iter(all))
 }
 
 #[cfg(test)]
@@ -237,7 +235,7 @@ mod tests {
         let scales = [vec![1.0, 10.0], vec![1.0, 2.0], vec![1.0, 0.5]];
         let double = DoubleBinary::new("w".into(), (2, 2), 2, (&u, &v), scales);
         assert_eq!(double.to_dense(), [-1.0, 1.5, 30.0, -5.0]);
-        assert_eq!((double.u.clone(), double.v.clone()), (vec![0b01, 0b11], vec![0b11, 0b01]));
+        assert_eq!((&double.u[..], &double.v[..]), (&[0b01, 0b11][..], &[0b11, 0b01][..]));
         assert_eq!(double.bytes(), double.tensors().iter().map(|t| t.bytes().len()).sum::<usize>());
     }
 

@@ -1,6 +1,6 @@
 //! A matrix in 8-bit integers with a scale for each row.
 
-use super::packed::{self, Parts, Scales, expect_shape};
+use super::packed::{self, Parts, Scales, Stored, expect_shape};
 use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 use crate::{Error, Result};
 
@@ -12,7 +12,7 @@ pub struct Int8 {
     pub rows: usize,
     pub cols: usize,
     /// `[rows, cols]`, from −64 to 64.
-    pub codes: Vec<i8>,
+    pub codes: Stored<i8>,
     /// `[rows]`
     pub scales: Scales,
 }
@@ -37,12 +37,14 @@ impl Int8 {
         let codes = lines().zip(&scales.values).flat_map(|(line, &scale)| {
             line.iter().map(move |&x| packed::code(x, scale, Int8::MOST as f32))
         });
-        Int8 { name, rows, cols, codes: codes.collect(), scales }
+        let codes = Stored::new(Dtype::I8, &[rows, cols], &Vec::from_iter(codes));
+        Int8 { name, rows, cols, codes, scales }
     }
 
     /// Its shape alone, where no scale is too small for f16.
     pub fn blank(name: String, (rows, cols): (usize, usize)) -> Int8 {
-        Int8 { name, rows, cols, codes: Vec::new(), scales: Scales::new(vec![0.0; rows]) }
+        let codes = Stored::blank(Dtype::I8, &[rows, cols]);
+        Int8 { name, rows, cols, codes, scales: Scales::new(vec![0.0; rows]) }
     }
 
     /// The distance of two levels of a row.
@@ -72,7 +74,7 @@ impl Int8 {
     pub fn tensors(&self) -> Vec<Tensor> {
         let at = |part: &str| format!("{}.{part}", self.name);
         vec![
-            packed::stored(at("weight_int8"), Dtype::I8, &[self.rows, self.cols], &self.codes),
+            self.codes.tensor(at("weight_int8")),
             self.scales.tensor(at("weight_scale"), &[self.rows]),
         ]
     }
@@ -89,7 +91,7 @@ impl Int8 {
         let Some(codes) = checkpoint.take(&format!("{name}.weight_int8")) else { return Ok(None) };
         expect_shape(&codes, &shape)?;
         let scales = Parts::new(checkpoint, name, &codes).scales("weight_scale", &shape[..1])?;
-        let values = codes.to_i8()?.into_owned();
+        let values: Stored<i8> = Stored::read(&codes, Dtype::I8)?;
         if let Some(code) = values.iter().find(|c| c.unsigned_abs() > Int8::MOST as u8) {
             return Err(Error::Mismatch {
                 found: format!("tensor `{}` holds the code {code}", codes.name),
@@ -136,6 +138,6 @@ mod tests {
     fn rows_of_zeros_and_of_tiny_weights_keep_their_values() {
         let int8 = Int8::new("w".into(), (2, 2), &[0.0, 0.0, 6.4e-5, -1e-6]);
         assert_eq!(int8.scales.dtype, Dtype::F32);
-        assert_eq!(int8.codes, [0, 0, 64, -1]);
+        assert_eq!(int8.codes[..], [0, 0, 64, -1]);
     }
 }

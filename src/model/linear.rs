@@ -3,7 +3,7 @@
 use super::elastic::Elastic;
 use super::subspace::TableErrors;
 use super::{Binary, DoubleBinary, Factored, Int8, Subspace};
-use crate::checkpoint::{Checkpoint, Dtype, Tensor};
+use crate::checkpoint::{Checkpoint, Dtype, Spill, Tensor};
 use crate::{Error, Result};
 use half::f16;
 use std::borrow::Cow;
@@ -263,6 +263,23 @@ impl Weight {
             Weight::Int8(int8) => int8.tensors(),
             Weight::Subspace(subspace) => subspace.tensors(),
             Weight::Factored(factored) => factored.tensors(),
+        }
+    }
+
+    /// Moves what is large of it to a file.
+    ///
+    /// # Errors
+    /// As [`Spill::put`].
+    pub fn spill(&mut self, spill: &Spill) -> Result<()> {
+        match self {
+            Weight::Dense(tensor) => spill.put(tensor),
+            Weight::Binary(binary) => binary.signs.spill(spill),
+            Weight::Double(double) => {
+                double.u.spill(spill)?;
+                double.v.spill(spill)
+            }
+            Weight::Int8(int8) => int8.codes.spill(spill),
+            Weight::Subspace(_) | Weight::Factored(_) => Ok(()),
         }
     }
 

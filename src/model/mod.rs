@@ -48,7 +48,7 @@ pub use places::{Part, Place};
 pub use subspace::{Codes, Rotation, Subspace, TableErrors};
 pub use tokens::{Reads, Score, TokenSchedule};
 
-use crate::checkpoint::Tensor;
+use crate::checkpoint::{Spill, Tensor};
 use crate::{Error, Result};
 
 /// One encoder with its head.
@@ -170,6 +170,14 @@ impl Layer {
     /// As [`Model::release`], for the matrices of one layer.
     pub fn release(&self) {
         self.linears().iter().flat_map(|(_, l)| l.tensors()).for_each(|t| t.release());
+    }
+
+    /// Moves its matrices to a file, where they own their memory.
+    ///
+    /// # Errors
+    /// As [`Spill::put`].
+    pub fn spill(&mut self, spill: &Spill) -> Result<()> {
+        self.linears_mut().into_iter().try_for_each(|linear| linear.weight.spill(spill))
     }
 
     /// The linear layers of both sublayers, in the order of computation, with their roles.

@@ -1,9 +1,12 @@
 //! What the packed forms of a matrix share: scales, codes, and parts that are looked for by name.
 
-use crate::checkpoint::{Checkpoint, Dtype, Tensor};
+use crate::checkpoint::{Checkpoint, Dtype, Spill, Tensor};
 use crate::{Error, Result};
 use bytemuck::Pod;
 use half::f16;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Deref;
 
 /// Scales as they are stored: in F16, or in F32 when one is outside f16's normal range. The values are those that
 /// the dtype represents exactly.
@@ -34,6 +37,79 @@ impl Scales {
 
     pub(super) fn tensor(&self, name: String, shape: &[usize]) -> Tensor {
         Tensor::from_f32(name, shape, &self.values, self.dtype)
+    }
+}
+
+/// The bulk of a packed matrix, as it is stored: in memory, or a view into a file. A clone costs nothing.
+#[derive(Clone)]
+pub struct Stored<T> {
+    tensor: Tensor,
+    of: PhantomData<T>,
+}
+
+impl<T: Pod> Stored<T> {
+    /// # Panics
+    /// If `values` does not fill `shape`: a bug in the caller.
+    pub fn new(dtype: Dtype, shape: &[usize], values: &[T]) -> Stored<T> {
+        Stored::of(Tensor::new("", dtype, shape, bytemuck::cast_slice(values)))
+    }
+
+    /// Its shape alone ([`Tensor::blank`]): no values.
+    pub fn blank(dtype: Dtype, shape: &[usize]) -> Stored<T> {
+        Stored::of(Tensor::blank("", dtype, shape))
+    }
+
+    /// # Errors
+    /// [`Error::Dtype`] if the tensor is not `expected`.
+    pub(super) fn read(tensor: &Tensor, expected: Dtype) -> Result<Stored<T>> {
+        if tensor.dtype != expected {
+            let found = tensor.dtype.to_string();
+            return Err(Error::Dtype {
+                name: tensor.name.clone(),
+                found,
+                expected: expected.name(),
+            });
+        }
+        // Files by other writers may start their data at any byte.
+        if bytemuck::try_cast_slice::<u8, T>(tensor.bytes()).is_err() {
+            let copy = Tensor::new("", tensor.dtype, &tensor.shape, tensor.bytes());
+            return Ok(Stored::of(copy));
+        }
+        Ok(Stored::of(tensor.clone()))
+    }
+
+    fn of(tensor: Tensor) -> Stored<T> {
+        Stored { tensor, of: PhantomData }
+    }
+
+    pub(super) fn tensor(&self, name: String) -> Tensor {
+        self.tensor.clone().renamed(name)
+    }
+
+    /// # Errors
+    /// As [`Spill::put`].
+    pub(super) fn spill(&mut self, spill: &Spill) -> Result<()> {
+        spill.put(&mut self.tensor)
+    }
+}
+
+impl<T: Pod> Deref for Stored<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        bytemuck::cast_slice(self.tensor.bytes())
+    }
+}
+
+impl<T: Pod + fmt::Debug> fmt::Debug for Stored<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl<T: Pod + PartialEq> PartialEq for Stored<T> {
+    fn eq(&self, other: &Stored<T>) -> bool {
+        **self == **other
     }
 }
 

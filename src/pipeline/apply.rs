@@ -140,6 +140,7 @@ pub(super) fn one(
         data: texts.data.as_ref(),
         words: texts.words.as_ref(),
         state: state.as_ref(),
+        spill: options.spill.as_ref(),
         seed: options.seed,
         progress: options.progress,
     };
@@ -147,7 +148,11 @@ pub(super) fn one(
         Error::Interrupted | Error::Option { .. } | Error::Usage { .. } => e,
         e => Error::InPass { pass: step.name, source: Box::new(e) },
     };
-    let work = step.pass.run(model, &cx).and_then(|work| check(model).map(|()| work));
+    let work = step.pass.run(model, &cx).and_then(|work| {
+        check(model)?;
+        model.layers.iter_mut().try_for_each(|layer| cx.finished(layer))?;
+        Ok(work)
+    });
     let mut work = work.map_err(in_pass)?;
     let after = Cost::of(model).total;
     if let Some(vocabulary) = work.vocabulary.take() {

@@ -13,7 +13,7 @@ pub use emit::add as add_targets;
 pub use files::{root, side_files, weight_bytes};
 pub use finetune::Finetune;
 
-use crate::checkpoint::{OutputFolder, metadata};
+use crate::checkpoint::{OutputFolder, Spill, metadata};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::{Calibration, Dataset, Words};
 use crate::eval::latency;
@@ -51,6 +51,8 @@ pub struct Options<'a> {
     pub state: Option<StateFile>,
     /// Where finished passes are kept, and taken from.
     pub cache: Option<Cache>,
+    /// Where finished layers wait to be written, out of memory; `None`: they stay in it.
+    pub spill: Option<Spill>,
     pub max_shard_bytes: u64,
     /// Latency is measured before and after; off where time is no concern.
     pub measure: bool,
@@ -249,7 +251,7 @@ type Judged = (Option<Quality>, Option<[latency::Latency; 2]>);
 /// answers, where the one is to answer as the other. Each sees every text in its own tokens.
 fn judge(teacher: &Model, applied: &Applied, compare: bool, options: &Options) -> Result<Judged> {
     let model = &applied.model;
-    let (before, after) = (Encoder::packed(teacher)?, Encoder::packed(model)?);
+    let (before, after) = (Encoder::within_memory(teacher)?, Encoder::within_memory(model)?);
     let step = || options.progress.step();
     let old = options.texts;
     let new = applied.cut.as_ref().map_or(old, |cut| &cut.texts);
@@ -309,13 +311,16 @@ fn judge(teacher: &Model, applied: &Applied, compare: bool, options: &Options) -
     };
     step()?;
     let mut timed = None;
-    if options.measure {
+    // Layers that are made ready while they are timed would tell nothing.
+    if options.measure && !before.one_by_one && !after.one_by_one {
         let longest = latency::max_tokens(&teacher.config, teacher.family);
         options.progress.start("measuring latency", 1);
         let tokens = report::COMPUTE_TOKENS.min(longest);
         let measured = latency::measure(&[&before, &after], tokens, 9)?;
         timed = Some([measured[0], measured[1]]);
         step()?;
+    } else if options.measure {
+        options.progress.log("not timed: the layers are larger than what is kept ready in memory");
     }
     Ok((quality, timed))
 }
@@ -341,7 +346,7 @@ pub fn macs_of(model: &Model, batches: &[Batch]) -> u64 {
 /// # Errors
 /// As [`Encoder::forward`].
 pub fn fingerprint(model: &Model) -> Result<Vec<f32>> {
-    let encoder = Encoder::packed(model)?;
+    let encoder = Encoder::within_memory(model)?;
     let tokens = 12.min(latency::max_tokens(&model.config, model.family));
     let output =
         encoder.forward(&latency::synthetic(&model.config, tokens), None, &mut NoObserver)?;

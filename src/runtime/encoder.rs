@@ -33,7 +33,9 @@ pub struct Encoder<'m> {
     pub distances: Option<Vec<f32>>,
     /// ModernBERT: behind the last layer.
     pub final_norm: Option<RunNorm<'m>>,
+    /// Empty where each is made ready when it is its turn ([`Encoder::one_by_one`]).
     pub layers: Vec<RunLayer<'m>>,
+    pub one_by_one: bool,
     /// Which tokens layers drop: the model's schedule, or one that is tried.
     pub tokens: Option<TokenSchedule>,
     pub head: RunHead<'m>,
@@ -467,6 +469,33 @@ impl<'m> Encoder<'m> {
         Encoder::ready(model, Dense::packed)
     }
 
+    /// As [`Encoder::packed`] where that takes no more than [`RESIDENT`] bytes, else [`Encoder::one_by_one`].
+    pub fn within_memory(model: &'m Model) -> Result<Encoder<'m>> {
+        if fits_memory(model) { Encoder::packed(model) } else { Encoder::one_by_one(model) }
+    }
+
+    /// As [`Encoder::packed`], of layers that are made ready each time that they are run, and forgotten: the same
+    /// answers, of a model that is larger than memory. For forward passes that nobody watches.
+    pub fn one_by_one(model: &'m Model) -> Result<Encoder<'m>> {
+        let encoder = Encoder::with(model, Vec::new(), run_head(model, Dense::packed)?)?;
+        Ok(Encoder { one_by_one: true, ..encoder })
+    }
+
+    /// Layer `l`, ready to run.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub(super) fn run_layer(&self, l: usize) -> Cow<'_, RunLayer<'m>> {
+        if !self.one_by_one {
+            return Cow::Borrowed(&self.layers[l]);
+        }
+        let (model, config) = (self.model, &self.model.config);
+        let layer = RunLayer::with(&model.layers[l], config.activation, config.eps, Dense::packed);
+        // What was read into memory of a mapped file.
+        model.layers[l].release();
+        Cow::Owned(layer.expect("weights have types that are numbers: readers refuse others"))
+    }
+
     fn ready(model: &'m Model, dense: Ready<'m>) -> Result<Encoder<'m>> {
         let (activation, eps) = (model.config.activation, model.config.eps);
         let layers = model
@@ -481,7 +510,16 @@ impl<'m> Encoder<'m> {
     pub fn stack(&self) -> Vec<usize> {
         match &self.model.config.shared {
             Some(stack) => stack.clone(),
+            None if self.one_by_one => (0..self.model.layers.len()).collect(),
             None => (0..self.layers.len()).collect(),
+        }
+    }
+
+    /// Whether tokens see each other in layer `l`.
+    pub(super) fn attends(&self, l: usize) -> bool {
+        match self.one_by_one {
+            true => self.model.layers[l].attention.is_some(),
+            false => self.layers[l].attention.is_some(),
         }
     }
 
@@ -499,6 +537,7 @@ impl<'m> Encoder<'m> {
             distances: None,
             final_norm: None,
             layers: Vec::new(),
+            one_by_one: false,
             tokens: None,
             head: RunHead::Bare { pooler: None, norm: None },
         }
@@ -589,10 +628,25 @@ impl<'m> Encoder<'m> {
             },
             final_norm: model.final_norm.as_ref().map(|n| RunNorm::new(n, eps)).transpose()?,
             layers,
+            one_by_one: false,
             tokens: model.tokens.clone(),
             head,
         })
     }
+}
+
+/// Bytes that a model's layers may take when they are all made ready to run.
+pub const RESIDENT: usize = 2 << 30;
+
+/// Whether all of a model's layers may be ready to run at once.
+pub fn fits_memory(model: &Model) -> bool {
+    let linears = model.layers.iter().flat_map(|layer| layer.linears());
+    let bytes = linears.map(|(_, linear)| match &linear.weight {
+        Weight::Dense(_) => 4 * linear.weight.params(),
+        packed if linear.activations == Activations::Exact => 4 * packed.params(),
+        packed => packed.bytes(),
+    });
+    bytes.sum::<usize>() <= RESIDENT
 }
 
 fn run_head<'m>(model: &'m Model, ready: Ready<'m>) -> Result<RunHead<'m>> {

@@ -182,7 +182,7 @@ impl Encoder<'_> {
         let stack = self.stack();
         let last = stack.len();
         for (step, l) in stack.into_iter().enumerate() {
-            let layer = &self.layers[l];
+            let layer = &*self.run_layer(l);
             let schedule = self.tokens.as_ref().filter(|s| s.layers[step].is_some());
             let ranks = schedule.map(|s| Ranks::new(s, step, layer, &states.batch));
             let mut watch = Watch { observer: &mut *observer, step, ranks };

@@ -6,7 +6,7 @@ use crate::model::slice::Masks;
 use crate::model::testing::*;
 use crate::model::{
     Activations, Binary, DoubleBinary, FeedForward, Int8, Layer, Linear, LowRank, Model, PoolMode,
-    Task, Weight, family,
+    Score, Task, TokenSchedule, Weight, family,
 };
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -447,6 +447,32 @@ fn packed_as(mut model: Model, kind: usize, rank: usize, activations: Activation
         }
     }
     model
+}
+
+#[test]
+fn layers_made_ready_one_by_one_answer_in_the_same_bits() {
+    // More tokens than are run at once, and a schedule that drops some of them.
+    let texts = batch(83, &[7, 1, 12, 4].repeat(14));
+    for (i, (family, task)) in every().enumerate() {
+        let model = parts(family, task, 84).open();
+        let mut model =
+            if i % 2 == 0 { model } else { packed_as(model, i % 6, 0, Activations::Int8) };
+        if model.family.feature.is_none() && i % 3 == 0 {
+            let bins = Some(vec![true, true, false]);
+            let all = TokenSchedule::keep_all(LAYERS, Score::Received, model.reads());
+            model.tokens = Some(TokenSchedule { layers: vec![None, bins, None], ..all });
+        }
+        let resident = Encoder::packed(&model).expect("a model that runs");
+        let lazy = Encoder::one_by_one(&model).expect("a model that runs");
+        let answer = |encoder: &Encoder, observer: &mut dyn Observer| {
+            encoder.forward(&texts, None, observer).expect("ids inside the tables")
+        };
+        assert!(lazy.layers.is_empty());
+        let same = answer(&resident, &mut NoObserver) == answer(&lazy, &mut NoObserver);
+        assert!(same, "{family} {task:?}");
+        let same = answer(&resident, &mut Everything) == answer(&lazy, &mut Everything);
+        assert!(same, "{family} {task:?}, watched");
+    }
 }
 
 /// BiPFT notes, §9: the packed forward pass is the unpacked one within the rounding of activations and levels.

@@ -309,6 +309,7 @@ impl<'a> Bench<'a> {
             read: &reread,
             state: None,
             cache: None,
+            spill: None,
             max_shard_bytes: u64::MAX,
             measure: false,
             accept: &|_| Ok(()),

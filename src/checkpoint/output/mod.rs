@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::Spill;
 use crate::checkpoint::shards::INDEX;
 use crate::checkpoint::tensor::Tensor;
 use crate::checkpoint::writer::{self, HashedFile, WrittenFile};
@@ -81,6 +82,11 @@ impl OutputFolder {
     /// As [`OutputFolder::create`] with `force`.
     pub fn replace(target: &Path) -> Result<OutputFolder> {
         OutputFolder::start(target, None, true)
+    }
+
+    /// Where what is to be written may wait, on the same disk.
+    pub fn spill(&self) -> Spill {
+        Spill::new(&self.temp)
     }
 
     /// Writes a file. `name` is relative, with `/`; sub-folders are made.

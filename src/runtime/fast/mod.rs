@@ -62,7 +62,7 @@ impl Encoder<'_> {
 
     /// The last step where tokens see each other.
     fn last_attention(&self) -> Option<usize> {
-        self.stack().into_iter().rposition(|l| self.layers[l].attention.is_some())
+        self.stack().into_iter().rposition(|l| self.attends(l))
     }
 
     /// Goes through the steps of `range`. `states` are those before it, of what is left by then.
@@ -74,7 +74,7 @@ impl Encoder<'_> {
     ) -> States<'b> {
         let stack = self.stack();
         for l in range {
-            let layer = &self.layers[stack[l]];
+            let layer = &*self.run_layer(stack[l]);
             let leaves = self.leaves(l);
             match (leaves, &mut frozen) {
                 (Leaves::All, _) => {
