@@ -71,7 +71,7 @@ impl<T: Pod> Stored<T> {
             });
         }
         // Files by other writers may start their data at any byte.
-        if bytemuck::try_cast_slice::<u8, T>(tensor.bytes()).is_err() {
+        if !tensor.is_blank() && bytemuck::try_cast_slice::<u8, T>(tensor.bytes()).is_err() {
             let copy = Tensor::new("", tensor.dtype, &tensor.shape, tensor.bytes());
             return Ok(Stored::of(copy));
         }
@@ -97,7 +97,10 @@ impl<T: Pod> Deref for Stored<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        bytemuck::cast_slice(self.tensor.bytes())
+        match self.tensor.bytes() {
+            [] => &[], // wherever that is
+            bytes => bytemuck::cast_slice(bytes),
+        }
     }
 }
 
