@@ -67,8 +67,8 @@ pub trait Pass: std::fmt::Debug {
         false
     }
 
-    /// Whether it looks at nothing but the tables of words and positions, counts of words and the seed, and rewrites
-    /// these tables alone: behind passes that leave them as they were it comes to the same.
+    /// Whether it looks at nothing but the tables of words and positions, the model as it was read, texts and the seed, and
+    /// rewrites these tables alone: behind passes that leave them as they were it comes to the same.
     fn tables_alone(&self) -> bool {
         false
     }

@@ -1,5 +1,6 @@
 #![doc = include_str!("README.md")]
 
+mod metric;
 mod outline;
 mod paper;
 mod rotation;
@@ -47,6 +48,7 @@ pub struct Embed {
     /// Added to the counts of rows.
     pub alpha: f64,
     pub rotation: Rotate,
+    pub distance: Distance,
     /// Codewords of a book; 0 for 256, or for the root of the paper.
     pub words: usize,
     /// With `method=paper`: slices of a row.
@@ -101,6 +103,15 @@ pub enum Rotate {
     None,
 }
 
+/// See [`Embed::distance`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Distance {
+    /// What errors of a row do to the answers, learned from text; plain where there is none, or no rotation to put it in.
+    Answers,
+    Plain,
+}
+
 /// How rows get their tuples (subspace notes, §1.2 and §1.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -150,6 +161,7 @@ impl Default for Embed {
             weights: Weighting::Sqrt,
             alpha: 0.1,
             rotation: Rotate::Auto,
+            distance: Distance::Answers,
             words: 0,
             slices: 3,
             assignment: Assignment::Independent,
@@ -242,12 +254,13 @@ impl Pass for Embed {
                     self.plan(rows, cols, frequencies.special.len(), &mut notes)?;
                 let exact = frequencies.exact(hottest);
                 let weights = frequencies.weights(self, &exact);
+                let metric = self.metric(model, &plan, cx)?;
                 let table = (tensor, &name[..]);
                 Weight::Subspace(Box::new(subspace::fit(
                     table,
                     &weights,
                     &exact,
-                    &plan,
+                    (&plan, metric.as_deref()),
                     seed,
                     cx.progress,
                 )?))
@@ -318,6 +331,23 @@ impl Embed {
             });
         }
         Ok(())
+    }
+
+    /// What codes are chosen by, where there is text to learn it from.
+    fn metric(&self, model: &Model, plan: &Plan, cx: &Context) -> Result<Option<Vec<f64>>> {
+        // Of the model as it was read, whatever has become of its layers, as long as its rows are these.
+        let shape = |model: &Model| (model.embeddings.word.rows(), model.embeddings.word.cols());
+        let model = if shape(cx.teacher) == shape(model) { cx.teacher } else { model };
+        match cx.calibration {
+            Some(text)
+                if self.distance == Distance::Answers
+                    && plan.rotation.is_some()
+                    && model.family.feature.is_none() =>
+            {
+                Ok(Some(metric::metric(model, text, cx.seed)?))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Frequent rows to be stored as they are.

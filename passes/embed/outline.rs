@@ -1,7 +1,7 @@
 //! What the tables become, before they are fitted.
 
 use super::weights::Frequencies;
-use super::{Assignment, Embed, Method, Positions, Rotate};
+use super::{Assignment, Distance, Embed, Method, Positions, Rotate};
 use crate::Result;
 use crate::checkpoint::{Dtype, Tensor};
 use crate::data::Words;
@@ -49,8 +49,17 @@ impl Embed {
             Method::Paper | Method::Svd => FACTORED,
             Method::Int8 | Method::F16 => ROUNDED,
         };
-        let copies = 2.0 + 2.0 * numbers / cx.weights().max(1.0);
-        let foresight = Foresight { seconds: each * numbers, copies, ..Foresight::default() };
+        let (mut seconds, mut copies) =
+            (each * numbers, 2.0 + 2.0 * numbers / cx.weights().max(1.0));
+        if self.method == Method::Subspace
+            && self.distance == Distance::Answers
+            && cx.text.is_some()
+        {
+            // Forward and back.
+            seconds += 3.0 * cx.watch();
+            copies += 3.0;
+        }
+        let foresight = Foresight { seconds, copies, ..Foresight::default() };
         Ok(match outline.models().len() > 1 && counted {
             true => foresight.noting("the texts say which rows are stored as they are"),
             false => foresight,

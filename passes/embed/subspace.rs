@@ -1,11 +1,13 @@
 //! The note's method: rotation, weighted k-means in every slice, exact rows (subspace notes, §3.3 and §6).
 
+use super::metric::roots;
 use super::rotation::{balanced, covariance, mean};
 use super::rows::Rows;
 use crate::Result;
 use crate::checkpoint::{Dtype, Tensor};
 use crate::model::{Codes, Exact, Rotation, Subspace};
 use crate::pass::Progress;
+use crate::runtime::kernels::{Mat, MatMut, product};
 use crate::runtime::lookup::rotate;
 use crate::train::kmeans::{Nearest, Settings, Sums, cluster};
 use crate::train::sweep;
@@ -69,7 +71,7 @@ pub fn fit(
     (tensor, name): (&Tensor, &str),
     weights: &[f32],
     exact: &[u32],
-    plan: &Plan,
+    (plan, metric): (&Plan, Option<&[f64]>),
     seed: u64,
     progress: &dyn Progress,
 ) -> Result<Subspace> {
@@ -80,15 +82,16 @@ pub fn fit(
     let (chosen, chosen_weights) = training_rows(weights, ROWS_PER_WORD * plan.words, seed);
     let training = Rows::of(tensor, &chosen);
     let mean = mean(&training, &chosen_weights)?;
-    let rotation = match plan.rotation {
+    let turned = match plan.rotation {
         None => None,
         Some(block) => {
             let covariance = covariance(&training, &chosen_weights, Some(&mean))?;
-            Some(Rotation::new(block, balanced(&covariance, cols, block, plan.width)))
+            Some(turned(&covariance, metric, cols, block, plan.width))
         }
     };
     progress.step()?;
-    let turn = Turn { mean: &mean, rotation: rotation.as_ref(), plan, cols };
+    let there = turned.as_ref().map(|[there, _]| &there[..]);
+    let turn = Turn { mean: &mean, there, plan, cols };
     let parts = turn.sliced(&training)?;
     let mut books: Vec<Vec<f32>> = Vec::with_capacity(slices);
     if plan.shared {
@@ -108,6 +111,8 @@ pub fn fit(
         })?;
     }
     drop(parts);
+    let rotation =
+        |[_, back]: &[Vec<f32>; 2]| Rotation::new(plan.rotation.unwrap_or(cols), back.clone());
     let codes = turn.assign(&Rows::all(tensor), weights, &mut books)?;
     progress.step()?;
     let table = Subspace {
@@ -120,7 +125,7 @@ pub fn fit(
         codes: codes_tensor(name, [rows, slices], plan.words, &codes),
         books: books.concat(),
         books_dtype: Dtype::F16,
-        rotation,
+        rotation: turned.as_ref().map(rotation),
         mean: Some(mean),
         exact: exact_rows(tensor, exact)?,
         errors: None,
@@ -139,10 +144,56 @@ pub fn codes_tensor(name: &str, shape: [usize; 2], words: usize, codes: &[u16]) 
     })
 }
 
+/// Blocks `A` and `B` along the diagonal, for `y = x·A` and `x = y·Bᵀ`: in `y` plain distances are those of the metric `S`, and
+/// slices are alike. With R the balanced rotation of `S^½·C·S^½`, C the covariance, `A = S^½·R` and `B = S^-½·R`.
+fn turned(
+    covariance: &[f64],
+    metric: Option<&[f64]>,
+    cols: usize,
+    block: usize,
+    width: usize,
+) -> [Vec<f32>; 2] {
+    let Some(metric) = metric else {
+        let rotation = balanced(covariance, cols, block, width);
+        return [rotation.clone(), rotation];
+    };
+    let roots = roots(metric, cols, block);
+    let size = block * block;
+    let mut stretched = vec![0.0f64; cols * cols];
+    let mut from = vec![0.0f32; size];
+    for (b, root) in roots[0].chunks_exact(size).enumerate() {
+        let at = |r: usize| (b * block + r) * cols + b * block;
+        let lines = from.chunks_exact_mut(block).enumerate();
+        lines.for_each(|(r, line)| {
+            let covariances = &covariance[at(r)..at(r) + block];
+            line.iter_mut().zip(covariances).for_each(|(x, &c)| *x = c as f32);
+        });
+        let root = Mat::new(root, block, block);
+        let (mut half, mut whole) = (vec![0.0; size], vec![0.0; size]);
+        product(MatMut::new(&mut half, block, block), root, Mat::new(&from, block, block), 1.0);
+        product(MatMut::new(&mut whole, block, block), Mat::new(&half, block, block), root, 1.0);
+        for (r, line) in whole.chunks_exact(block).enumerate() {
+            let out = &mut stretched[at(r)..at(r) + block];
+            out.iter_mut().zip(line).for_each(|(o, &x)| *o = f64::from(x));
+        }
+    }
+    let rotation = balanced(&stretched, cols, block, width);
+    roots.map(|roots| {
+        let mut out = vec![0.0; cols * block];
+        let blocks = roots.chunks_exact(size).zip(rotation.chunks_exact(size));
+        for (out, (root, rotation)) in out.chunks_exact_mut(size).zip(blocks) {
+            let [root, rotation] = [root, rotation].map(|x| Mat::new(x, block, block));
+            product(MatMut::new(out, block, block), root, rotation, 1.0);
+        }
+        out
+    })
+}
+
 /// From rows to slices of rotated rows.
 struct Turn<'a> {
     mean: &'a [f32],
-    rotation: Option<&'a Rotation>,
+    /// Blocks along the diagonal of what rows are multiplied by.
+    there: Option<&'a [f32]>,
     plan: &'a Plan,
     cols: usize,
 }
@@ -154,9 +205,9 @@ impl Turn<'_> {
         for x in x.chunks_exact_mut(self.cols) {
             x.iter_mut().zip(self.mean).for_each(|(x, m)| *x -= m);
         }
-        let Some(rotation) = self.rotation else { return Ok(x) };
+        let Some(there) = self.there else { return Ok(x) };
         let mut y = vec![0.0; x.len()];
-        rotate(&x, self.cols, rotation.block, &rotation.values, false, &mut y);
+        rotate(&x, self.cols, there.len() / self.cols, there, false, &mut y);
         Ok(y)
     }
 

@@ -11,9 +11,12 @@ use crate::pass::Quiet;
 use crate::report;
 
 fn embedded(model: &Model, options: &Embed, words: Option<&Words>) -> (Model, Work) {
+    embedded_under(model, options, &Context { words, seed: 7, ..Context::new(model) })
+}
+
+fn embedded_under(model: &Model, options: &Embed, cx: &Context) -> (Model, Work) {
     let mut after = model.clone();
-    let cx = Context { words, seed: 7, ..Context::new(model) };
-    let work = options.run(&mut after, &cx).expect("options in range");
+    let work = options.run(&mut after, cx).expect("options in range");
     after.validate().expect("parts that fit");
     (after, work)
 }
@@ -45,7 +48,8 @@ fn relative(tensor: &Tensor, weight: &Weight) -> f64 {
 
 fn fitted(tensor: &Tensor, plan: &Plan) -> f64 {
     let weights = vec![1.0; tensor.shape[0]];
-    let found = subspace::fit((tensor, "w"), &weights, &[], plan, 0, &Quiet).expect("floats");
+    let found =
+        subspace::fit((tensor, "w"), &weights, &[], (plan, None), 0, &Quiet).expect("floats");
     relative(tensor, &Weight::Subspace(Box::new(found)))
 }
 
@@ -65,10 +69,11 @@ fn layers_do_not_matter_to_it() {
         let own: Vec<String> = tables(m).into_iter().map(|(name, _)| name).collect();
         bytes(m.tensors().into_iter().filter(|t| !own.contains(&t.name)).collect())
     };
+    let text = calibration(85, 3);
+    let cx = Context { calibration: Some(&text), seed: 7, ..Context::new(&model) };
     for options in methods() {
         assert!(options.tables_alone());
-        let (whole, behind) =
-            (embedded(&model, &options, None).0, embedded(&cut, &options, None).0);
+        let [whole, behind] = [&model, &cut].map(|m| embedded_under(m, &options, &cx).0);
         assert_eq!(tables(&whole), tables(&behind), "{options:?}");
         assert_eq!(rest(&cut), rest(&behind), "{options:?}");
     }
@@ -118,6 +123,65 @@ fn a_table_is_looked_up_as_it_stands_and_tied_heads_use_it() {
             let off = distance(&answers(&after, &texts, None), &answers(&plain, &texts, None));
             assert!(off < 1e-4, "{options:?} {task:?}: {off}");
         }
+    }
+}
+
+/// `Σ (e − ê)ᵀ S (e − ê)`
+fn lost(model: &Model, after: &Model, metric: &[f64]) -> f64 {
+    let [before, after] =
+        [model, after].map(|m| m.embeddings.word.to_f32().expect("floats").into_owned());
+    let cols = model.embeddings.word.cols();
+    let off: Vec<f64> = before.iter().zip(&after).map(|(x, y)| f64::from(x - y)).collect();
+    let product = |x: &[f64], line: &[f64]| x.iter().zip(line).map(|(x, s)| x * s).sum::<f64>();
+    let one = |x: &[f64]| -> f64 {
+        x.iter().zip(metric.chunks_exact(cols)).map(|(xi, line)| xi * product(x, line)).sum()
+    };
+    off.chunks_exact(cols).map(one).sum()
+}
+
+#[test]
+fn roots_of_a_metric_multiply_to_it_block_by_block() {
+    let (cols, block) = (6, 3);
+    let x = gaussian(12 * cols, 3);
+    let mut metric = vec![0.0f64; cols * cols];
+    for row in x.chunks_exact(cols) {
+        let pairs =
+            (0..cols * cols).map(|at| f64::from(row[at / cols]) * f64::from(row[at % cols]));
+        metric.iter_mut().zip(pairs).for_each(|(m, p)| *m += p);
+    }
+    let [root, inverse] = metric::roots(&metric, cols, block);
+    for (at, (root, inverse)) in root.chunks_exact(9).zip(inverse.chunks_exact(9)).enumerate() {
+        for (i, j) in (0..9).map(|k| (k / block, k % block)) {
+            let times = |a: &[f32], b: &[f32]| -> f64 {
+                (0..block).map(|k| f64::from(a[i * block + k]) * f64::from(b[k * block + j])).sum()
+            };
+            let expected = metric[(at * block + i) * cols + at * block + j];
+            assert!((times(root, root) - expected).abs() < 1e-4 * expected.abs().max(1.0));
+            let one = f64::from(u8::from(i == j));
+            assert!((times(root, inverse) - one).abs() < 1e-4);
+        }
+    }
+}
+
+#[test]
+fn codes_are_chosen_by_what_answers_depend_on() {
+    let text = calibration(86, 6);
+    for (family, task) in each() {
+        let model = tiny(family, task, 87);
+        if model.family.feature.is_some() {
+            continue; // nothing goes back through it
+        }
+        let cx = Context { calibration: Some(&text), seed: 7, ..Context::new(&model) };
+        let metric = metric::metric(&model, &text, 7).expect("texts that fit");
+        let options = Embed { bytes: 4, exact: 0, words: 8, ..Embed::default() };
+        let plain = Embed { distance: Distance::Plain, ..options.clone() };
+        let [by_answers, plain] = [&options, &plain].map(|o| embedded_under(&model, o, &cx).0);
+        let [found, without] = [&by_answers, &plain].map(|after| lost(&model, after, &metric));
+        assert!(found < without, "{family} {task:?}: {found}, {without}");
+        // Without text the one is the other.
+        let cx = Context { calibration: None, ..cx };
+        let again = embedded_under(&model, &options, &cx).0;
+        assert_eq!(stored(&again), stored(&plain), "{family} {task:?}");
     }
 }
 
@@ -212,7 +276,7 @@ fn bytes_are_those_of_the_formula() {
     let (rows, cols) = (600, 12);
     let tensor = table(rows, cols, &gaussian(rows * cols, 86));
     let plan = Plan { width: 5, words: 20, shared: false, rotation: Some(cols) };
-    let found = subspace::fit((&tensor, "w"), &vec![1.0; rows], &[3, 9], &plan, 0, &Quiet);
+    let found = subspace::fit((&tensor, "w"), &vec![1.0; rows], &[3, 9], (&plan, None), 0, &Quiet);
     let found = Weight::Subspace(Box::new(found.expect("floats")));
     assert_eq!(found.bytes(), plan.bytes(rows, cols, 2));
     // Notes, §1.6: parameters are the codewords, and 99.895 % fewer of BERT's.

@@ -40,12 +40,12 @@ pub enum Codes {
     Digits,
 }
 
-/// An orthogonal matrix, or several along the diagonal.
+/// A matrix, or several along the diagonal: orthogonal, or the inverse of a stretching times one that is.
 #[derive(Debug, Clone)]
 pub struct Rotation {
     /// Rows and columns of each of them.
     pub block: usize,
-    /// `[cols / block, block, block]`: `y = x·R` of the rows x.
+    /// `[cols / block, block, block]`: `x = y·Rᵀ` of codewords y side by side.
     pub values: Vec<f32>,
     pub dtype: Dtype,
 }

@@ -150,8 +150,9 @@ pub struct Bench<'a> {
     rungs: Vec<Ready>,
     /// The rung, and what the steps of the last recipe left, one after the other.
     made: (usize, Vec<(String, Applied)>),
-    /// What steps that look at the tables alone make of those of the original, whatever stands before them.
-    tables: HashMap<String, Embeddings>,
+    /// What steps that look at the tables alone make of those of the original with the texts of a rung, whatever stands
+    /// before them.
+    tables: HashMap<(usize, String), Embeddings>,
 }
 
 /// One rung.
@@ -319,12 +320,13 @@ impl<'a> Bench<'a> {
         for (index, step) in recipe.steps.iter().enumerate().skip(same) {
             let key = name(step);
             if step.pass.tables_alone() && has_tables_of(&applied.model, teacher) {
-                if !self.tables.contains_key(&key) {
+                let of_rung = (rung, key.clone());
+                if !self.tables.contains_key(&of_rung) {
                     let mut alone = Applied::of(teacher);
                     alone.run(teacher, (index, step), side_files, &options)?;
-                    self.tables.insert(key.clone(), alone.model.embeddings);
+                    self.tables.insert(of_rung.clone(), alone.model.embeddings);
                 }
-                let (tables, model) = (self.tables[&key].clone(), &mut applied.model);
+                let (tables, model) = (self.tables[&of_rung].clone(), &mut applied.model);
                 model.embeddings.word = tables.word;
                 model.embeddings.position = tables.position;
                 model.drop_tied_copy();

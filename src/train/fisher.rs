@@ -1,7 +1,7 @@
 //! Fisher scores of heads and feed-forward units (Kwon et al. 2022, §4.2; CoFi notes, §7.1).
 
 use super::backward::{self, Back, Signal, input_gradient};
-use super::tape::{self, Plan};
+use super::tape::{self, Plan, Tape};
 use super::weights;
 use crate::Result;
 use crate::data::Targets;
@@ -65,6 +65,21 @@ pub fn mask_gradients(
 /// # Errors
 /// As [`Encoder::forward`].
 pub fn token_powers(encoder: &Encoder, batch: &Batch, seed: u64) -> Result<Vec<[Vec<f32>; 4]>> {
+    let (tapes, _) = projected(encoder, batch, seed)?;
+    Ok((0..encoder.layers.len()).map(|l| weights::token_powers(&tapes, l)).collect())
+}
+
+/// How what the head gives out moves with the sum of each token's embeddings: the gradient of a random projection of
+/// that, `[tokens, embedding]`.
+///
+/// # Errors
+/// As [`Encoder::forward`].
+pub fn embedding_gradients(encoder: &Encoder, batch: &Batch, seed: u64) -> Result<Vec<f32>> {
+    Ok(projected(encoder, batch, seed)?.1.into_iter().flat_map(|b| b.embedding_sum).collect())
+}
+
+/// Goes back from a random projection of what the head gives out.
+fn projected(encoder: &Encoder, batch: &Batch, seed: u64) -> Result<(Vec<Tape>, Vec<Back>)> {
     let path: Vec<_> = encoder.layers.iter().collect();
     let plan = Plan::default();
     let mut tapes = tape::forward(encoder, &path, batch, &plan)?;
@@ -73,8 +88,8 @@ pub fn token_powers(encoder: &Encoder, batch: &Batch, seed: u64) -> Result<Vec<[
     let left = tape::left(&tapes, batch);
     let grad = loss_gradient(encoder, &left, &last, Loss::Projection, seed);
     signal.add_hidden(path.len(), grad, 1.0);
-    backward::backward(encoder, &path, &mut tapes, &signal, &plan);
-    Ok((0..path.len()).map(|l| weights::token_powers(&tapes, l)).collect())
+    let backs = backward::backward(encoder, &path, &mut tapes, &signal, &plan);
+    Ok((tapes, backs))
 }
 
 /// What gradients are of.
