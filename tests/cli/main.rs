@@ -9,6 +9,7 @@ mod cache;
 mod commands;
 mod compare;
 mod determinism;
+mod documented;
 mod embed;
 mod emit;
 mod format;
