@@ -96,6 +96,8 @@ const LIMIT: u64 = 1 << 24;
 /// As `LIMIT`, for what memory is set aside by before a tensor is looked at.
 const MAX_LAYERS: u64 = 1 << 10;
 const MAX_HEADS: u64 = 1 << 12;
+/// Of a classifier: each gets a name.
+const MAX_LABELS: u64 = 1 << 20;
 
 impl Config {
     /// Reads config.json's content.
@@ -182,6 +184,11 @@ impl Config {
             _ => 0,
         };
         let labels = labels(&raw)?;
+        if let Some(n) = raw.get("num_labels").and_then(Value::as_u64)
+            && n >= MAX_LABELS
+        {
+            return Err(config("num_labels", n, format!("less than {MAX_LABELS} labels")));
+        }
         let regression = match object.get("problem_type").and_then(Value::as_str) {
             Some("multi_label_classification") => {
                 return Err(Error::Unsupported {
@@ -421,6 +428,7 @@ mod tests {
         insta::assert_snapshot!(error(|c| c["architectures"] = json!(["BertForNextSentencePrediction"])), @"architecture `BertForNextSentencePrediction` is not supported; this build knows: BertForSequenceClassification, BertForTokenClassification, BertForQuestionAnswering, BertForMaskedLM, BertModel");
         insta::assert_snapshot!(error(|c| c["num_attention_heads"] = json!(3)), @"config.json: `num_attention_heads` is 3, expected a divisor of hidden_size 8; use the config.json that was saved with these weights");
         insta::assert_snapshot!(error(|c| c["hidden_size"] = json!(-1)), @"config.json: `hidden_size` is -1, expected an integer from 1 to 16777215; use the config.json that was saved with these weights");
+        insta::assert_snapshot!(error(|c| c["num_labels"] = json!(1u64 << 60)), @"config.json: `num_labels` is 1152921504606846976, expected less than 1048576 labels; use the config.json that was saved with these weights");
         insta::assert_snapshot!(error(|c| c["hidden_act"] = json!("mish")), @"activation `mish` is not supported; this build knows: gelu, gelu_new, gelu_pytorch_tanh, relu, silu, tanh");
         insta::assert_snapshot!(error(|c| c["position_embedding_type"] = json!("relative_key")), @"position_embedding_type `relative_key` is not supported; this build knows: absolute");
         insta::assert_snapshot!(error(|c| c["is_decoder"] = json!(true)), @"config.json: `is_decoder` is true, expected an encoder, with this key false; use the config.json that was saved with these weights");
