@@ -21,6 +21,9 @@ use tokenizers::{AddedToken, Encoding, PostProcessor};
 use crate::data::tables::Example;
 use crate::error::{Error, Result};
 
+/// Beyond every vocabulary, as in config.json: lists by id still fit memory.
+const MAX_TOKENS: usize = 1 << 24;
+
 /// One tokenized example, special tokens included, not padded.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Encoded {
@@ -77,7 +80,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`Error::Read`]; [`Error::Malformed`] for a file that is no tokenizer, or is one that fails
-    /// on the text `a`.
+    /// on the text `a` or has ids that no word table has.
     pub fn load(folder: &Path) -> Result<Option<Tokenizer>> {
         let config: Config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
         let (json, vocab) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
@@ -89,6 +92,15 @@ impl Tokenizer {
             return Ok(None);
         };
         let tokenizer = Tokenizer { inner, path, config };
+        let size = tokenizer.vocab_size();
+        if size > MAX_TOKENS {
+            return Err(Error::Malformed {
+                path: tokenizer.path,
+                found: format!("a token with the id {}", size - 1),
+                expected: format!("ids below {MAX_TOKENS}"),
+                advice: "fetch it again, or save it as tokenizer.json with a current Transformers",
+            });
+        }
         tokenizer.encode("a", None, usize::MAX)?;
         tokenizer.encode("a", Some("a"), usize::MAX)?;
         Ok(Some(tokenizer))
@@ -614,6 +626,16 @@ mod tests {
         }
         let err = load(&[("vocab.txt", VOCAB), ("tokenizer_config.json", "[")]).unwrap_err();
         assert!(matches!(err, Error::Malformed { .. }));
+    }
+
+    #[test]
+    fn refuses_ids_beyond_every_word_table() {
+        let json = changed_json(|t| t["model"]["vocab"]["z"] = json!(4_000_000_000u32));
+        let err = load(&[("tokenizer.json", &json)]).unwrap_err().to_string();
+        assert!(
+            err.contains("found a token with the id 4000000000, expected ids below 16777216;"),
+            "{err}"
+        );
     }
 
     #[test]
