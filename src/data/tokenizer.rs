@@ -305,6 +305,12 @@ pub fn sentence_max_length(folder: &Path) -> Result<Option<usize>> {
 }
 
 fn from_json(bytes: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
+    #[derive(Deserialize)]
+    struct Normalized {
+        #[serde(default)]
+        normalizer: Value,
+    }
+    check_charsmaps(&serde_json::from_slice::<Normalized>(bytes)?.normalizer)?;
     let mut inner = tokenizers::Tokenizer::from_bytes(bytes)?;
     inner.with_truncation(None)?.with_padding(None);
     // BPE dropout is for training: it draws other ids each time.
@@ -316,6 +322,38 @@ fn from_json(bytes: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
         inner.with_model(bpe);
     }
     Ok(inner)
+}
+
+/// Refuses a table of SentencePiece's that says to be longer than it is: before it reads on, the library would set aside
+/// what it says, up to 8 GiB.
+fn check_charsmaps(normalizer: &Value) -> tokenizers::Result<()> {
+    let inner = normalizer["normalizers"].as_array();
+    inner.into_iter().flatten().try_for_each(check_charsmaps)?;
+    let base64 = normalizer["precompiled_charsmap"].as_str().unwrap_or_default();
+    let Some(stated) = first_number(base64) else { return Ok(()) };
+    let bytes = base64.trim_end_matches('=').len() * 3 / 4;
+    match stated as usize <= bytes {
+        true => Ok(()),
+        false => {
+            Err(format!("a `precompiled_charsmap` of {bytes} bytes that says to hold {stated}")
+                .into())
+        }
+    }
+}
+
+/// The first four bytes of `base64`, little-endian; None where there are none, which the library refuses.
+fn first_number(base64: &str) -> Option<u32> {
+    let bits = base64.bytes().take(6).map(|c| match c {
+        b'A'..=b'Z' => Some(c - b'A'),
+        b'a'..=b'z' => Some(c - b'a' + 26),
+        b'0'..=b'9' => Some(c - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    });
+    let bits: Vec<u8> = bits.collect::<Option<_>>()?;
+    let number = bits.iter().fold(0u64, |number, &six| number << 6 | u64::from(six));
+    (bits.len() == 6).then(|| ((number >> 4) as u32).swap_bytes())
 }
 
 /// BERT's tokenizer: the line of a token in `vocab` is its id.
@@ -636,6 +674,22 @@ mod tests {
             err.contains("found a token with the id 4000000000, expected ids below 16777216;"),
             "{err}"
         );
+    }
+
+    #[test]
+    fn a_table_that_says_to_be_longer_than_it_is_is_refused() {
+        let load = |base64: &str| {
+            let json = changed_json(|t| {
+                let table = json!({"type": "Precompiled", "precompiled_charsmap": base64});
+                t["normalizer"] = json!({"type": "Sequence", "normalizers": [table]});
+            });
+            load(&[("tokenizer.json", &json)]).unwrap_err().to_string()
+        };
+        let found =
+            "found a `precompiled_charsmap` of 4 bytes that says to hold 4294967292, expected";
+        assert!(load("/P///w==").contains(found), "{}", load("/P///w=="));
+        // 8, and as many: it is the library that finds no entry in them.
+        assert!(load("CAAAAAAAAAAAAAAA").contains("parts that contradict each other"));
     }
 
     #[test]
