@@ -43,7 +43,8 @@ impl Scales {
 /// The bulk of a packed matrix, as it is stored: in memory, or a view into a file. A clone costs nothing.
 #[derive(Clone)]
 pub struct Stored<T> {
-    tensor: Tensor,
+    /// Boxed: forms of a matrix are members of large types.
+    tensor: Box<Tensor>,
     of: PhantomData<T>,
 }
 
@@ -79,11 +80,11 @@ impl<T: Pod> Stored<T> {
     }
 
     fn of(tensor: Tensor) -> Stored<T> {
-        Stored { tensor, of: PhantomData }
+        Stored { tensor: Box::new(tensor), of: PhantomData }
     }
 
     pub(super) fn tensor(&self, name: String) -> Tensor {
-        self.tensor.clone().renamed(name)
+        Tensor::clone(&self.tensor).renamed(name)
     }
 
     /// # Errors
