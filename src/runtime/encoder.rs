@@ -469,7 +469,7 @@ impl<'m> Encoder<'m> {
         Encoder::ready(model, Dense::packed)
     }
 
-    /// As [`Encoder::packed`] where that takes no more than [`RESIDENT`] bytes, else [`Encoder::one_by_one`].
+    /// As [`Encoder::packed`] where that takes no more than 2 GiB, else [`Encoder::one_by_one`].
     pub fn within_memory(model: &'m Model) -> Result<Encoder<'m>> {
         if fits_memory(model) { Encoder::packed(model) } else { Encoder::one_by_one(model) }
     }
@@ -636,7 +636,7 @@ impl<'m> Encoder<'m> {
 }
 
 /// Bytes that a model's layers may take when they are all made ready to run.
-pub const RESIDENT: usize = 2 << 30;
+const RESIDENT: usize = 2 << 30;
 
 /// Whether all of a model's layers may be ready to run at once.
 pub fn fits_memory(model: &Model) -> bool {
