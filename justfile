@@ -40,3 +40,7 @@ interop python model texts:
 # Build and open the documentation
 docs:
     cargo doc --no-deps --open
+
+# Make the book of README, passes and docs/ in target/book (cargo install mdbook)
+book:
+    mdbook build
