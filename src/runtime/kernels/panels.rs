@@ -310,6 +310,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn levels() -> Vec<Level> {
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
         let mut levels = vec![Level::Scalar];
         #[cfg(target_arch = "x86_64")]
         {
