@@ -186,7 +186,7 @@ impl Binarize {
             kept.push(seen.kept);
             Ok(())
         })?;
-        Ok((Metric::new(moments, self.damp), kept))
+        Ok((Metric::new(moments, self.damp)?, kept))
     }
 
     /// Packs one layer whose outputs are those of `metric` from `first` on.

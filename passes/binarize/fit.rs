@@ -29,7 +29,8 @@ impl Codes {
     pub fn fit(w: &[f32], (rows, cols): (usize, usize), planes: usize, group: usize) -> Codes {
         let scales = vec![0.0; rows * cols.div_ceil(group) * planes];
         let codes = vec![0u8; rows * cols];
-        Codes { rows, cols, planes, group, scales, codes }.each_group(w, fit_group)
+        let empty = Codes { rows, cols, planes, group, scales, codes };
+        empty.each_group(w, |w, codes, scales| add_planes(w, codes, scales, 0))
     }
 
     /// Gives a weight that is most of its row's power a level of its own: refitting never gets there from means. What the
@@ -207,13 +208,7 @@ const STRIP: usize = 64;
 /// Share of the power of weights that share scales from which one of them is far out.
 const FAR_OUT: f64 = 0.1;
 
-/// Codes and scales of the weights that share scales: plane by plane, each fitted to what those before it leave, then
-/// all so far refitted. No step adds error, so that another plane never hurts.
-fn fit_group(w: &[f32], codes: &mut [u8], scales: &mut [f32]) {
-    add_planes(w, codes, scales, 0);
-}
-
-/// As [`fit_group`], from levels one of which is that of the weight far out, where there is one; takes what comes of it
+/// As [`add_planes`], from levels one of which is that of the weight far out, where there is one; takes what comes of it
 /// where that is better than what is there.
 fn reach_group(w: &[f32], codes: &mut [u8], scales: &mut [f32]) {
     let power = |x: f32| f64::from(x).powi(2);
@@ -238,7 +233,8 @@ fn reach_group(w: &[f32], codes: &mut [u8], scales: &mut [f32]) {
     }
 }
 
-/// Planes from number `from` on, each fitted to what those before it leave, then all so far refitted.
+/// Codes and scales of the weights that share scales: planes from number `from` on, each fitted to what those before it
+/// leave, then all so far refitted. No step adds error, so that another plane never hurts.
 fn add_planes(w: &[f32], codes: &mut [u8], scales: &mut [f32], from: usize) {
     for k in from..scales.len() {
         let rest: Vec<f32> =

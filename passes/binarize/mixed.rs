@@ -191,7 +191,8 @@ impl Binarize {
                 let place = place(layer.attention.is_some(), i);
                 if metric.as_ref().is_none_or(|(at, _)| *at != place as usize) {
                     let moments = moments.remove(&(l, place as usize));
-                    metric = moments.map(|m| (place as usize, Metric::new(m, self.damp)));
+                    let found = moments.map(|m| Metric::new(m, self.damp)).transpose()?;
+                    metric = found.map(|found| (place as usize, found));
                 }
                 let metric = metric.as_ref().map(|(_, metric)| metric);
                 let w = linear.weight.dense()?.to_f32()?;

@@ -4,6 +4,7 @@ use super::products::{multiply, transposed};
 use crate::model::LowRank;
 use crate::runtime::kernels::{Mat, MatMut, add_product, product};
 use crate::train::moments::{Moments, inverse_factor};
+use crate::{Error, Result};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rayon::prelude::*;
@@ -24,18 +25,26 @@ pub struct Metric {
 }
 
 impl Metric {
-    pub fn new(inputs: Moments, damp: f64) -> Metric {
+    /// # Errors
+    /// Where squares of the inputs are beyond f32.
+    pub fn new(inputs: Moments, damp: f64) -> Result<Metric> {
         let (n, outputs) = (inputs.inputs, inputs.outputs);
         let tokens = inputs.tokens.max(1) as f32;
         let lacking: Vec<f32> = inputs.xr.iter().map(|v| v / tokens).collect();
         let h = inputs.damped(damp);
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|&a, &b| h[b * n + b].total_cmp(&h[a * n + a]).then(a.cmp(&b)));
-        let factor = inverse_factor(&h, &order)
-            .expect("second moments with a positive ridge are positive definite");
+        // With a positive ridge they are positive definite, as long as they are numbers.
+        let Some(factor) = inverse_factor(&h, &order) else {
+            return Err(Error::Mismatch {
+                found: format!("inputs of {n} numbers whose squares are beyond f32"),
+                expected: "layers that compute moderate numbers of the text".into(),
+                advice: "check the checkpoint; `--calib none` packs it by its weights alone",
+            });
+        };
         let mut metric = Metric { h, factor, order, aim: Vec::new() };
         metric.aim = metric.solve(&transposed(&lacking, n, outputs), outputs);
-        metric
+        Ok(metric)
     }
 
     /// `R·H⁻¹` of `R`, `[rows, cols]`.

@@ -72,7 +72,7 @@ impl Binarize {
                         moments.add(&x, &[]);
                         Ok(())
                     })?;
-                    let metric = Metric::new(moments, self.damp);
+                    let metric = Metric::new(moments, self.damp)?;
                     for linear in &mut model.layers[l].linears_mut()[range] {
                         let planned = plan.next().expect("a form for every matrix");
                         changes.push(self.pack(linear, *planned, Some((&metric, &[])))?);

@@ -2,7 +2,7 @@
 
 use super::weights::{Place, TokenWeights};
 use super::*;
-use crate::checkpoint::{Dtype, file_bytes, write_file};
+use crate::checkpoint::{Dtype, Tensor, file_bytes, write_file};
 use crate::data::Calibration;
 use crate::model::testing::{self, *};
 use crate::model::{LowRank, Score, Task, TokenSchedule, family};
@@ -28,8 +28,7 @@ fn packed(model: &Model, binarize: &Binarize, text: Option<&Calibration>) -> (Mo
 
 fn matrix(rows: usize, cols: usize, seed: u64) -> Weight {
     let values = testing::gaussian(rows * cols, seed);
-    let tensor =
-        crate::checkpoint::Tensor::from_f32("w.weight", &[rows, cols], &values, Dtype::F32);
+    let tensor = Tensor::from_f32("w.weight", &[rows, cols], &values, Dtype::F32);
     Weight::Dense(tensor)
 }
 
@@ -39,7 +38,7 @@ fn encoded(options: &Binarize, weight: &Weight) -> (Weight, f64) {
 }
 
 fn metric(seed: u64, width: usize) -> Metric {
-    Metric::new(correlated(seed, 4 * width, width).0, 0.01)
+    Metric::new(correlated(seed, 4 * width, width).0, 0.01).expect("finite inputs")
 }
 
 /// `tr(E·H·Eᵀ)`, `E = w − approximation`; `‖E‖²` without a metric.
@@ -62,6 +61,23 @@ fn dense(low: &LowRank, rows: usize, cols: usize) -> Vec<f32> {
 }
 
 /// BiPFT notes, §9 (e).
+#[test]
+fn inputs_whose_squares_are_beyond_f32_are_refused() {
+    let mut parts = parts("bert", Task::SequenceClassification, 98);
+    let name = "bert.embeddings.LayerNorm.weight";
+    let norm = parts.tensor(name);
+    let values: Vec<f32> = norm.to_f32().expect("floats").iter().map(|x| x * 1e25).collect();
+    *norm = Tensor::from_f32(name, &norm.shape, &values, Dtype::F32);
+    let (model, text) = (parts.open(), calibration(99, 2));
+    let cx = Context { calibration: Some(&text), ..Context::new(&model) };
+    let options = Binarize { aim: 0.0, ..Binarize::default() };
+    for options in [options.clone(), Binarize { bits: 4.0, ..options }] {
+        let refused = options.run(&mut model.clone(), &cx).unwrap_err().to_string();
+        assert!(refused.contains("beyond f32") && refused.contains("--calib none"), "{refused}");
+        options.run(&mut model.clone(), &Context::new(&model)).expect("weights alone");
+    }
+}
+
 #[test]
 fn a_residual_of_full_rank_leaves_nothing() {
     for (rows, cols) in [(12, 20), (20, 12), (16, 16), (1, 9), (40, 3)] {
@@ -373,7 +389,7 @@ fn packing_a_tied_table_leaves_no_stale_copy() {
         let word = format!("{}{}.weight", family.prefix, family.word);
         let copy = parts.tensor(&word).clone().renamed(name.clone());
         parts.tensors.push(copy);
-        let other = crate::checkpoint::Tensor::from_i64("cls.other", &[1], &[7]);
+        let other = Tensor::from_i64("cls.other", &[1], &[7]);
         parts.tensors.push(other);
         let texts = batch(54, &[5, 3]);
 
@@ -403,8 +419,7 @@ fn packing_a_tied_table_leaves_no_stale_copy() {
 fn what_is_not_packed_keeps_its_bytes() {
     for (family, task) in every() {
         let mut parts = parts(family, task, 55);
-        let extra =
-            crate::checkpoint::Tensor::from_f32("cls.extra", &[2], &[0.1, 0.2], Dtype::BF16);
+        let extra = Tensor::from_f32("cls.extra", &[2], &[0.1, 0.2], Dtype::BF16);
         parts.tensors.push(extra);
         let model = parts.open();
         let (after, changes) = packed(&model, &Binarize::default(), None);
@@ -502,7 +517,7 @@ fn a_layer_is_packed_by_what_it_multiplies() {
                 let Weight::Binary(binary) = &linear.weight else { panic!("{role} is dense") };
                 let w = dense.weight.to_f32().expect("floats");
                 let moments = inputs.moments[&(l, site)].clone();
-                let metric = Metric::new(moments, options.damp);
+                let metric = Metric::new(moments, options.damp).expect("finite inputs");
                 let (shape, add_row) =
                     ((binary.rows, binary.cols), |row: usize, out: &mut [f32]| {
                         binary.add_row(row, out);
@@ -673,7 +688,7 @@ fn an_aim_moves_nothing_where_nothing_was_lost() {
     assert_ne!(with, without, "what comes behind is another");
     let mut moments = Moments::new(6, 3);
     moments.add(&testing::gaussian(60, 72), &[0.0; 30]);
-    assert_eq!(Metric::new(moments, 0.05).aim, [0.0; 18]);
+    assert_eq!(Metric::new(moments, 0.05).expect("finite inputs").aim, [0.0; 18]);
 }
 
 /// `r = A·x` is removed by `A`, up to the ridge.
@@ -684,7 +699,7 @@ fn an_aim_is_what_removes_what_outputs_lack() {
     product(MatMut::new(&mut r, 400, 4), Mat::new(&x, 400, 6), Mat::new(&a, 4, 6).t(), 1.0);
     let mut moments = Moments::new(6, 4);
     moments.add(&x, &r);
-    let found = Metric::new(moments, 1e-4).aim;
+    let found = Metric::new(moments, 1e-4).expect("finite inputs").aim;
     assert!(found.iter().zip(&a).all(|(f, a)| (f - a).abs() < 1e-2), "{found:?} {a:?}");
 }
 
@@ -820,8 +835,7 @@ fn tiny_weights_stay_in_the_budget() {
     let mut parts = parts("bert", Task::SequenceClassification, 103);
     let tensor = parts.tensor("bert.encoder.layer.1.output.dense.weight");
     let tiny: Vec<f32> = tensor.to_f32().expect("floats").iter().map(|w| w * 1e-5).collect();
-    *tensor =
-        crate::checkpoint::Tensor::from_f32(tensor.name.clone(), &tensor.shape, &tiny, Dtype::F32);
+    *tensor = Tensor::from_f32(tensor.name.clone(), &tensor.shape, &tiny, Dtype::F32);
     let model = parts.open();
     let (_, changes) = packed(&model, &Binarize { bits: 4.2, ..Binarize::default() }, None);
     let weights: usize = changes.iter().map(|c| c.after.shape[0] * c.after.shape[1]).sum();
@@ -841,8 +855,7 @@ fn what_the_answer_listens_to_gets_more() {
                 linear.weight.to_f32().expect("floats").iter().map(|w| w * 0.05).collect();
             let shape = [linear.weight.rows(), linear.weight.cols()];
             let name = format!("{}.weight", linear.weight.name());
-            linear.weight =
-                Weight::Dense(crate::checkpoint::Tensor::from_f32(name, &shape, &w, Dtype::F32));
+            linear.weight = Weight::Dense(Tensor::from_f32(name, &shape, &w, Dtype::F32));
         }
     }
     let (_, changes) = packed(&model, &Binarize { bits: 4.0, ..Binarize::default() }, Some(&text));
@@ -906,7 +919,7 @@ fn scales_start_at_means_of_the_text() {
     let x = encoder.embed(&text.batches[0]).expect("embeds");
     let mean = |x: &[f32]| x.iter().map(|x| x.abs() as f64).sum::<f64>() / x.len() as f64;
     let attention = after.layers[0].attention.as_ref().expect("attention");
-    let close = |tensor: &crate::checkpoint::Tensor, expected: f64| {
+    let close = |tensor: &Tensor, expected: f64| {
         let found = f64::from(tensor.to_f32().expect("floats")[0]);
         assert!((found / expected - 1.0).abs() < 1e-5, "{}: {found} {expected}", tensor.name);
     };

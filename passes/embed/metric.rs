@@ -1,13 +1,13 @@
 //! How errors of a row move what the model says: the metric that codes are chosen in.
 
 use super::rotation::eigen;
-use crate::Result;
 use crate::data::Calibration;
 use crate::model::Model;
 use crate::runtime::Encoder;
 use crate::runtime::kernels::{Mat, MatMut, product};
 use crate::train::fisher::embedding_gradients;
 use crate::train::sweep;
+use crate::{Error, Result};
 
 /// Share of the metric that is the plain distance: what this text's answers do not depend on, others' may.
 const PLAIN: f64 = 0.1;
@@ -19,7 +19,7 @@ const PLAIN: f64 = 0.1;
 /// `[cols, cols]`
 ///
 /// # Errors
-/// If a text does not fit the model.
+/// If a text does not fit the model, or squares of gradients are beyond f32.
 pub fn metric(model: &Model, text: &Calibration, seed: u64) -> Result<Vec<f64>> {
     let encoder = Encoder { tokens: None, ..Encoder::new(model)? };
     let cols = model.embeddings.word.cols();
@@ -35,6 +35,13 @@ pub fn metric(model: &Model, text: &Calibration, seed: u64) -> Result<Vec<f64>> 
         sum.iter_mut().zip(part).for_each(|(s, p)| *s += f64::from(p));
         Ok(())
     })?;
+    if !sum.iter().all(|s| s.is_finite()) {
+        return Err(Error::Mismatch {
+            found: "answers to the text whose gradients are beyond f32".into(),
+            expected: "layers that compute moderate numbers of it".into(),
+            advice: "check the checkpoint; `distance=plain` goes by the table alone",
+        });
+    }
     let mean = (0..cols).map(|i| sum[i * cols + i]).sum::<f64>() / cols.max(1) as f64;
     let scale = if mean > 0.0 { (1.0 - PLAIN) / mean } else { 0.0 };
     sum.iter_mut().for_each(|s| *s *= scale);

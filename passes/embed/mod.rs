@@ -48,6 +48,7 @@ pub struct Embed {
     /// Added to the counts of rows.
     pub alpha: f64,
     pub rotation: Rotate,
+    /// What codes are chosen by.
     pub distance: Distance,
     /// Codewords of a book; 0 for 256, or for the root of the paper.
     pub words: usize,
@@ -255,6 +256,12 @@ impl Pass for Embed {
                 let exact = frequencies.exact(hottest);
                 let weights = frequencies.weights(self, &exact);
                 let metric = self.metric(model, &plan, cx)?;
+                notes.push(match (&metric, cx.calibration) {
+                    (Some(_), Some(text)) => {
+                        format!("Codes are chosen by what answers to {} depend on", text.source)
+                    }
+                    _ => "Codes are chosen by the plain distance of rows".into(),
+                });
                 let table = (tensor, &name[..]);
                 Weight::Subspace(Box::new(subspace::fit(
                     table,

@@ -82,16 +82,16 @@ pub fn fit(
     let (chosen, chosen_weights) = training_rows(weights, ROWS_PER_WORD * plan.words, seed);
     let training = Rows::of(tensor, &chosen);
     let mean = mean(&training, &chosen_weights)?;
-    let turned = match plan.rotation {
-        None => None,
+    let (there, rotation) = match plan.rotation {
+        None => (None, None),
         Some(block) => {
             let covariance = covariance(&training, &chosen_weights, Some(&mean))?;
-            Some(turned(&covariance, metric, cols, block, plan.width))
+            let [there, back] = turned(&covariance, metric, cols, block, plan.width);
+            (Some(there), Some(Rotation::new(block, back)))
         }
     };
     progress.step()?;
-    let there = turned.as_ref().map(|[there, _]| &there[..]);
-    let turn = Turn { mean: &mean, there, plan, cols };
+    let turn = Turn { mean: &mean, there: there.as_deref(), plan, cols };
     let parts = turn.sliced(&training)?;
     let mut books: Vec<Vec<f32>> = Vec::with_capacity(slices);
     if plan.shared {
@@ -111,8 +111,6 @@ pub fn fit(
         })?;
     }
     drop(parts);
-    let rotation =
-        |[_, back]: &[Vec<f32>; 2]| Rotation::new(plan.rotation.unwrap_or(cols), back.clone());
     let codes = turn.assign(&Rows::all(tensor), weights, &mut books)?;
     progress.step()?;
     let table = Subspace {
@@ -125,7 +123,7 @@ pub fn fit(
         codes: codes_tensor(name, [rows, slices], plan.words, &codes),
         books: books.concat(),
         books_dtype: Dtype::F16,
-        rotation: turned.as_ref().map(rotation),
+        rotation,
         mean: Some(mean),
         exact: exact_rows(tensor, exact)?,
         errors: None,

@@ -186,6 +186,19 @@ fn codes_are_chosen_by_what_answers_depend_on() {
 }
 
 #[test]
+fn gradients_beyond_f32_are_refused_and_the_plain_distance_is_not() {
+    let mut parts = parts("bert", Task::SequenceClassification, 88);
+    let out = parts.tensor("classifier.weight");
+    let values: Vec<f32> = out.to_f32().expect("floats").iter().map(|x| x * 1e25).collect();
+    *out = Tensor::from_f32("classifier.weight", &out.shape, &values, Dtype::F32);
+    let (model, text) = (parts.open(), calibration(89, 2));
+    let cx = Context { calibration: Some(&text), ..Context::new(&model) };
+    let refused = Embed::default().run(&mut model.clone(), &cx).unwrap_err().to_string();
+    assert!(refused.contains("beyond f32") && refused.contains("distance=plain"), "{refused}");
+    embedded_under(&model, &Embed { distance: Distance::Plain, ..Embed::default() }, &cx);
+}
+
+#[test]
 fn a_tied_copy_of_the_table_goes_with_it() {
     let mut parts = parts("bert", Task::MaskedLm, 84);
     let copy = parts.tensor("bert.embeddings.word_embeddings.weight").clone();
@@ -433,6 +446,7 @@ fn the_report_is_for_people() {
     There was no text to count words in: counts are Zipf's, by the order of the vocabulary
     Codebooks of their own would cost more than the codes: all slices share one
     A book has 200 codewords: the vocabulary is small
+    Codes are chosen by the plain distance of rows
     The table has 1,080 numbers in the place of 3,200 (66.250 % fewer), and 3,080 bytes in the place of 12,800 (75.938 % fewer, 4.16 times smaller), codes included; 4.16 times smaller than in f32
     | matrix | before | after | error |
     |---|---|---|---|

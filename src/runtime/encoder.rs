@@ -639,7 +639,7 @@ impl<'m> Encoder<'m> {
 const RESIDENT: usize = 2 << 30;
 
 /// Whether all of a model's layers may be ready to run at once.
-pub fn fits_memory(model: &Model) -> bool {
+pub(super) fn fits_memory(model: &Model) -> bool {
     let linears = model.layers.iter().flat_map(|layer| layer.linears());
     let bytes = linears.map(|(_, linear)| match &linear.weight {
         Weight::Dense(_) => 4 * linear.weight.params(),

@@ -450,6 +450,23 @@ fn packed_as(mut model: Model, kind: usize, rank: usize, activations: Activation
 }
 
 #[test]
+fn layers_beyond_two_gibibytes_are_made_ready_one_by_one() {
+    let model = tiny("bert", Task::Bare, 85);
+    assert!(!Encoder::within_memory(&model).expect("a model that runs").one_by_one);
+    // 2 GiB in f32, and a word; of signs, a sixteenth of that.
+    let with = |weight: Weight| {
+        let mut large = model.clone();
+        large.layers[1].ffn.as_mut().expect("a block").up.weight = weight;
+        large.layers[1].ffn.as_mut().expect("a block").up.activations = Activations::Int8;
+        encoder::fits_memory(&large)
+    };
+    let dense = |rows| Weight::Dense(Tensor::blank("w", Dtype::F16, &[rows, 1 << 14]));
+    assert!(with(dense(1 << 14)) && !with(dense((1 << 15) + 1)));
+    let shape = ((1 << 15) + 1, 1 << 14);
+    assert!(with(Weight::Binary(Binary::blank("w".into(), shape, 2, shape.1, None))));
+}
+
+#[test]
 fn layers_made_ready_one_by_one_answer_in_the_same_bits() {
     // More tokens than are run at once, and a schedule that drops some of them.
     let texts = batch(83, &[7, 1, 12, 4].repeat(14));
