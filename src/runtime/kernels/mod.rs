@@ -18,6 +18,8 @@ mod panels;
 #[cfg(test)]
 mod reference;
 mod rounding;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 pub use activation::{activate, activation_gradient, softmax, softmax_backward};
 pub use dropout::dropout;

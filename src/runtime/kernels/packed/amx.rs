@@ -3,53 +3,26 @@
 //! All forms are one product here: codes of the activations, and weights as bytes (int8, levels, or signs as 0 and 1,
 //! expanded strip by strip into the first-level cache). 16,384 multiply-accumulates take 16 cycles: tables or counts of
 //! bits gain nothing over that but for very few tokens, which are left to AVX-512.
-//!
-//! The instructions are written out, since the compiler's own are not stable. Between two of these blocks only the
-//! configuration of the tiles lives on, and nothing else in this process uses them.
 
 use super::{BLOCK, Bits, Bytes, CHUNK, Form, GROUP, Pass, Product, STRIP, Sum, avx512};
+use crate::runtime::kernels::tiles::{self, Tiles};
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid_count, _xgetbv};
 use std::cell::Cell;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 /// Blocks of a strip.
 const BLOCKS: usize = STRIP / BLOCK;
 /// Tokens of a tile.
-const TILE: usize = 16;
+const TILE: usize = tiles::ROWS;
 /// Bytes of codes, and of results, of the tokens that all strips see before the next ones: a quarter of the second-level
 /// cache. More pages of results at once cost more than weights read again: 1.3 times at 4096 tokens.
 const CACHE: usize = 512 << 10;
 /// Tokens that are taken at once whatever they take: expanding signs has to pay.
 const LEAST: usize = 64;
 
-/// Whether the processor has tiles of bytes, the system keeps them for us, and AVX-512 is there as well.
+/// Whether there are tiles, and what the rest takes.
 pub(super) fn detected() -> bool {
-    static DETECTED: OnceLock<bool> = OnceLock::new();
-    *DETECTED.get_or_init(|| avx512::detected() && in_hardware() && granted())
-}
-
-/// AMX-TILE and AMX-INT8, and that the system saves tiles (Intel SDM 1, §18.3).
-fn in_hardware() -> bool {
-    // AVX-512 comes with these leaves, and with `xgetbv`.
-    let features = __cpuid_count(7, 0).edx;
-    #[target_feature(enable = "xsave")]
-    fn enabled() -> u64 {
-        // SAFETY: that the system uses XSAVE was found with AVX-512; register 0 always exists.
-        unsafe { _xgetbv(0) }
-    }
-    // SAFETY: as above.
-    let enabled = unsafe { enabled() };
-    features >> 24 & 0b11 == 0b11 && enabled >> 17 & 0b11 == 0b11
-}
-
-/// Asks Linux for the use of tiles, for all threads of the process.
-fn granted() -> bool {
-    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-    const XFEATURE_XTILEDATA: libc::c_long = 18;
-    // SAFETY: the call takes two numbers, and changes nothing but what this process may use.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+    avx512::detected() && tiles::detected()
 }
 
 #[target_feature(
@@ -83,7 +56,7 @@ pub(super) fn multiply(product: &mut Product) {
     }
     let most =
         (CACHE / padded.max(weights.rows * size_of::<f32>())).max(LEAST) / (2 * TILE) * 2 * TILE;
-    let mut tiles = Tiles::new();
+    let mut work = Work::new();
     for first in (0..x.tokens).step_by(most) {
         let to = x.tokens.min(first + most);
         for pass in weights.passes(x.bits) {
@@ -99,7 +72,7 @@ pub(super) fn multiply(product: &mut Product) {
                         &panel
                     }
                 };
-                tiles.strip(product, pass, sum, from, panel, codes, first..to);
+                work.strip(product, pass, sum, from, panel, codes, first..to);
             }
         }
     }
@@ -120,21 +93,9 @@ fn fewest(form: &Form, bits: Bits) -> usize {
     }
 }
 
-/// What `ldtilecfg` reads (Intel SDM 1, §18.2).
-#[repr(C, align(64))]
-struct Config {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    /// Bytes of a row of each tile.
-    bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-/// The tiles of this thread, while they are in use.
-struct Tiles {
-    /// Tokens of the first and the second tile of activations.
-    tokens: [usize; 2],
+/// Where products of this thread are made.
+struct Work {
+    tiles: Tiles,
     sums: Box<Sums>,
 }
 
@@ -142,39 +103,20 @@ struct Tiles {
 #[repr(C, align(64))]
 struct Sums([[i32; STRIP]; 2 * TILE]);
 
-impl Tiles {
-    fn new() -> Tiles {
-        Tiles { tokens: [0; 2], sums: Box::new(Sums([[0; STRIP]; 2 * TILE])) }
+impl Work {
+    fn new() -> Work {
+        Work { tiles: Tiles::default(), sums: Box::new(Sums([[0; STRIP]; 2 * TILE])) }
     }
 
     /// Makes the tiles of activations and of sums so long. With one tile of tokens, sums are 0 to 3 and activations 4;
     /// with two, sums are 0 to 3 (token by token) and activations 4 and 5. The others hold weights.
     fn configure(&mut self, tokens: [usize; 2]) {
-        if self.tokens == tokens {
-            return;
-        }
-        self.tokens = tokens;
         let full = TILE as u8;
-        let mut rows = [0; 16];
-        rows[..8].fill(full);
         let [first, second] = tokens.map(|t| t as u8);
-        match second {
-            0 => rows[..5].fill(first),
-            _ => {
-                [rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]] =
-                    [first, first, second, second, first, second]
-            }
-        }
-        let mut bytes = [0; 16];
-        bytes[..8].fill(CHUNK as u16);
-        let config = Config { palette: 1, start_row: 0, reserved: [0; 14], bytes, rows };
-        // SAFETY: 64 bytes are read that outlive the call; the values are ones that the palette allows: 1 to 16 rows of 64
-        // bytes. `multiply` is called where tiles may be used.
-        unsafe {
-            asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly),
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _);
-        }
+        self.tiles.configure(match second {
+            0 => [first, first, first, first, first, full, full, full],
+            _ => [first, first, second, second, first, second, full, full],
+        });
     }
 
     /// Codes of some tokens, of `[tokens, padded]`, with weights of a strip, `[BLOCKS, padded / 4]`.
@@ -258,7 +200,7 @@ impl Tiles {
         }
     }
 
-    /// Two tiles of tokens, and of rows two after two: half the loads of [`Tiles::one`]. `pairs` of blocks are in use.
+    /// Two tiles of tokens, and of rows two after two: half the loads of [`Work::one`]. `pairs` of blocks are in use.
     fn two(
         &mut self,
         codes: &[u8],
@@ -313,13 +255,6 @@ impl Tiles {
     }
 }
 
-impl Drop for Tiles {
-    fn drop(&mut self) {
-        // SAFETY: the tiles were only used here; without a configuration the system need not save them.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) }
-    }
-}
-
 /// What the instructions above count with.
 const _: () = assert!(TILE * size_of::<[i32; STRIP]>() == 4096 && BLOCKS == 4);
-const _: () = assert!(size_of::<Bytes>() * CHUNK / GROUP == 1024 && size_of::<Config>() == 64);
+const _: () = assert!(size_of::<Bytes>() * CHUNK / GROUP == 1024);
