@@ -477,13 +477,15 @@ impl Encoder<'_> {
     pub fn score_bias(&self, positions: &[u32]) -> Option<Vec<f32>> {
         let table = self.relative_bias.as_ref()?;
         let (heads, len) = (self.model.config.heads, positions.len());
-        let mut bias = vec![0.0; heads * len * len];
-        for (q, &query) in positions.iter().enumerate() {
-            for (k, &key) in positions.iter().enumerate() {
-                let bucket = relative_bucket(key as i64 - query as i64);
-                for head in 0..heads {
-                    bias[(head * len + q) * len + k] = table[bucket * heads + head];
-                }
+        let most = positions.iter().copied().max().unwrap_or(0) as usize;
+        let places = -(most as i64)..=most as i64;
+        let buckets: Vec<usize> = places.map(relative_bucket).collect();
+        let mut bias = Vec::with_capacity(heads * len * len);
+        for head in 0..heads {
+            let of: Vec<f32> = buckets.iter().map(|bucket| table[bucket * heads + head]).collect();
+            for &query in positions {
+                let of = &of[most - query as usize..];
+                bias.extend(positions.iter().map(|&key| of[key as usize]));
             }
         }
         Some(bias)
