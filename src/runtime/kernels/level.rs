@@ -14,7 +14,7 @@ pub enum Level {
     /// Packed products need VNNI, VBMI and VPOPCNTDQ with it: Ice Lake, Zen 4 and later. Older AVX-512 has little for
     /// them that AVX2 has not.
     Avx512,
-    /// Tiles of bytes on top of `Avx512`: Sapphire Rapids and later, under Linux.
+    /// Tiles of bytes and of bf16 on top of `Avx512`: Sapphire Rapids and later, under Linux.
     Amx,
     Neon,
     /// With `sdot`: ARMv8.2 and later, mostly.
@@ -60,7 +60,8 @@ impl Level {
     }
 }
 
-/// Has all kernels of this process use `level` and those below it. Products of f32 matrices (faer's) take no notice.
+/// Has all kernels of this process use `level` and those below it. Of products of f32 matrices only those by
+/// tiles take notice.
 ///
 /// # Errors
 /// If the machine does not have it.

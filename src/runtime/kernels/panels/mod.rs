@@ -2,8 +2,14 @@
 //!
 //! General products put both sides in order every time, which for a few tokens takes longer than multiplying. Here the weights
 //! lie as registers take them, and inputs are read where they are. Each sum is one chain of fused multiply-adds in the order of the
-//! columns, so that all instruction sets give the same bits, however many rows there are.
+//! columns, so that AVX2 and AVX-512 give the same bits, however many rows there are. Tiles (`amx`), for which there have to be rows
+//! enough, sum in another order, and come nearer to the true sums.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
 use super::{Mat, MatMut};
 use std::ops::Range;
 
@@ -34,6 +40,9 @@ pub struct Panels {
 
 #[derive(Debug, Clone, Copy)]
 enum Level {
+    /// `Avx512`, and tiles where there are rows enough.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -46,6 +55,9 @@ enum Level {
 fn detected() -> Option<Level> {
     #[cfg(target_arch = "x86_64")]
     {
+        if super::Level::Amx.allowed() && tiles::detected() {
+            return Some(Level::Amx);
+        }
         if is_x86_feature_detected!("avx512f") {
             return Some(Level::Avx512);
         }
@@ -127,9 +139,12 @@ impl Product<'_> {
             return;
         }
         match self.panels.level {
-            // SAFETY: the features were detected when the panels were made.
+            // SAFETY: the features were detected when the panels were made; AVX-512 comes with tiles.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { avx512::multiply(self, strips) },
+            Level::Amx if self.x.rows >= amx::FEWEST => unsafe { amx::multiply(self, strips) },
+            // SAFETY: likewise.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Amx => unsafe { avx512::multiply(self, strips) },
             // SAFETY: likewise.
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { avx2::multiply(self, strips) },
@@ -321,6 +336,15 @@ mod tests {
         levels
     }
 
+    /// Those, and tiles.
+    fn all_levels() -> Vec<Level> {
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
+        let mut levels = levels();
+        #[cfg(target_arch = "x86_64")]
+        levels.extend(tiles::detected().then_some(Level::Amx));
+        levels
+    }
+
     /// Numbers of both signs, the same every time.
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
         let mix = |i: u32| (i ^ seed).wrapping_mul(2_654_435_761) >> 8;
@@ -362,11 +386,72 @@ mod tests {
         }
     }
 
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Of three parts of eight bits each, six products of nine.
+        #[cfg(target_arch = "x86_64")]
+        #[test]
+        fn tiles_come_as_near_to_true_sums_as_f32_does(
+            n in amx::FEWEST..600, rows in 1usize..80, cols in 1usize..900, gap in 0usize..3, biased: bool,
+        ) {
+            if !tiles::detected() {
+                return Ok(());
+            }
+            let (weight, x) = (numbers(rows * cols, 1), numbers(n * (cols + gap), 2));
+            let bias = numbers(rows, 3);
+            let x = Mat { stride: cols + gap, ..Mat::new(&x, n, cols) };
+            let run = |level| {
+                let panels = Panels::at(level, Mat::new(&weight, rows, cols)).expect("weights");
+                let mut out = vec![UNTOUCHED; n * (rows + gap)];
+                let to = MatMut { stride: rows + gap, ..MatMut::new(&mut out, n, rows) };
+                panels.multiply(x, biased.then_some(&bias[..]), to);
+                out
+            };
+            let mut errors = [0.0, 0.0];
+            for (i, (y, chain)) in run(Level::Amx).into_iter().zip(run(Level::Scalar)).enumerate() {
+                let (at, column) = (i / (rows + gap), i % (rows + gap));
+                if column >= rows {
+                    prop_assert_eq!(y, UNTOUCHED);
+                    continue;
+                }
+                let pairs = x.data[at * x.stride..].iter().zip(&weight[column * cols..][..cols]);
+                let products = || pairs.clone().map(|(x, w)| f64::from(*x) * f64::from(*w));
+                let bias = if biased { f64::from(bias[column]) } else { 0.0 };
+                let sum = products().sum::<f64>() + bias;
+                let power = products().map(f64::abs).sum::<f64>() + bias.abs();
+                let error = (f64::from(y) - sum).abs();
+                prop_assert!(error <= power / f64::from(1 << 21), "{at} {column}: {y}, not {sum}");
+                errors[0] += error;
+                errors[1] += (f64::from(chain) - sum).abs();
+            }
+            prop_assert!(cols < 64 || errors[0] <= errors[1], "{errors:?}");
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn tiles_keep_all_bits_of_a_number() {
+        if !tiles::detected() {
+            return;
+        }
+        // 24 bits of fraction, times one.
+        let x: Vec<f32> = (0..64).map(|i| f32::from_bits(0x3f80_0001 + i * 0x1_2345)).collect();
+        let panels = Panels::at(Level::Amx, Mat::new(&[1.0], 1, 1)).expect("weights");
+        let mut out = vec![0.0; x.len()];
+        panels.multiply(Mat::new(&x, 64, 1), None, MatMut::new(&mut out, 64, 1));
+        assert_eq!(out, x);
+        let panels = Panels::at(Level::Amx, Mat::new(&x, 64, 1)).expect("weights");
+        let mut out = vec![0.0; 40 * 64];
+        panels.multiply(Mat::new(&[-1.0; 40], 40, 1), None, MatMut::new(&mut out, 40, 64));
+        assert!(out.chunks(64).all(|row| row.iter().zip(&x).all(|(y, x)| *y == -x)));
+    }
+
     #[test]
     fn more_inputs_than_the_cache_holds_are_all_multiplied() {
         let (n, rows, cols) = (CACHE / 4 / 2048 + 20, 3, 2048);
         let (weight, x) = (vec![0.5; rows * cols], vec![1.0; n * cols]);
-        for level in levels() {
+        for level in all_levels() {
             let panels = Panels::at(level, Mat::new(&weight, rows, cols)).expect("weights");
             let mut out = vec![0.0; n * rows];
             panels.multiply(Mat::new(&x, n, cols), None, MatMut::new(&mut out, n, rows));
@@ -378,7 +463,7 @@ mod tests {
     fn threads_share_the_rows_of_a_matrix() {
         let (n, rows, cols) = (40, 500, 700); // twelve shares
         let (weight, x) = (numbers(rows * cols, 1), numbers(n * cols, 2));
-        for level in levels() {
+        for level in all_levels() {
             let panels = Panels::at(level, Mat::new(&weight, rows, cols)).expect("weights");
             let run = |threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
