@@ -6,6 +6,8 @@
 //! forms for other software, `pass` says what a pass is, `passes` holds them, `recipe` puts them in order,
 //! `pipeline` runs them, `compare` puts variants side by side, `search` tries many and keeps the best.
 
+#[cfg(test)]
+mod allocations;
 pub mod checkpoint;
 pub mod compare;
 pub mod data;

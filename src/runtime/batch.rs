@@ -29,6 +29,11 @@ impl Batch {
         self.ids.len()
     }
 
+    /// Tokens of the longest text.
+    pub fn longest(&self) -> usize {
+        self.starts.windows(2).map(|span| span[1] - span[0]).max().unwrap_or(0)
+    }
+
     /// The texts `from..to`, as a batch of their own.
     pub fn part(&self, from: usize, to: usize) -> Batch {
         let tokens = self.starts[from]..self.starts[to];

@@ -1,6 +1,7 @@
 //! MobileBERT: layers that work in a narrow stream, and words that are made of three.
 
 use super::encoder::{Dense, Encoder, Inputs, RunBottleneck, RunLayer, add_table_row};
+use super::kernels::arena;
 use super::lookup::Lookup;
 use super::{Batch, Observer, Site};
 use crate::Result;
@@ -40,14 +41,18 @@ impl Encoder<'_> {
             };
             let state = self.context_of(attention, qkv, input, batch, None, &mut seen);
             observer.linear_input(index, Site::AttentionOutput, &state.context);
-            y = attention.finish(&state.context, &y);
+            drop(inputs);
+            let next = attention.finish(&state.context, &y);
+            arena::give_all([state.qkv, state.context, shared.unwrap_or_default()]);
+            arena::give(std::mem::replace(&mut y, next));
         }
         let more = neck.more.iter().enumerate();
         let more = more.map(|(i, ffn)| (ffn, [Site::MoreUp(i), Site::MoreDown(i)]));
         let own = layer.ffn.iter().map(|ffn| (ffn, [Site::Up, Site::Down]));
         for (ffn, [up, down]) in more.chain(own) {
             if !observer.watches() {
-                y = ffn.run(&y);
+                let next = ffn.run(&y);
+                arena::give(std::mem::replace(&mut y, next));
                 continue;
             }
             observer.linear_input(index, up, &y);
@@ -58,6 +63,7 @@ impl Encoder<'_> {
         observer.linear_input(index, Site::Widen, &y);
         let mut out = neck.output.forward_rows(&y, tokens);
         neck.output_norm.apply_sum(&mut out, &x);
+        arena::give_all([x, y]);
         out
     }
 

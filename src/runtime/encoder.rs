@@ -3,7 +3,7 @@
 
 use super::binary::{RunBinary, RunElastic};
 use super::integer::IntegerMatrix;
-use super::kernels::{self, Mat, MatMut, Panels, packed::Quantised};
+use super::kernels::{self, Mat, MatMut, Panels, arena, arena::Held, packed::Quantised};
 use super::lookup;
 use super::positions::RunPositions;
 use crate::Result;
@@ -158,6 +158,12 @@ impl<'a> Inputs<'a> {
     }
 }
 
+impl Drop for Inputs<'_> {
+    fn drop(&mut self) {
+        arena::give(self.rounded.take().unwrap_or_default());
+    }
+}
+
 impl<'m> Dense<'m> {
     /// With the matrix as f32, whatever it is stored as.
     pub fn new(linear: &'m Linear) -> Result<Dense<'m>> {
@@ -261,7 +267,7 @@ impl<'m> Dense<'m> {
 
     /// As `forward` for `rows` rows, where the layer may have no inputs left to count them by.
     pub fn forward_rows(&self, x: &[f32], rows: usize) -> Vec<f32> {
-        let mut y = vec![0.0; rows * self.out];
+        let mut y = arena::zeros(rows * self.out);
         self.multiply(&Inputs::new(x, rows), MatMut::new(&mut y, rows, self.out));
         y
     }
@@ -283,13 +289,13 @@ impl<'m> RunNorm<'m> {
     }
 
     /// What a block multiplies, of the residual stream `x`: it itself, but where the norm comes first.
-    pub fn input<'x>(&self, x: &'x [f32]) -> Cow<'x, [f32]> {
+    pub fn input<'x>(&self, x: &'x [f32]) -> Held<'x> {
         if self.kind != Some(NormKind::First) {
-            return Cow::Borrowed(x);
+            return Held::Borrowed(x);
         }
-        let mut input = x.to_vec();
+        let mut input = arena::copy(x);
         self.apply(&mut input);
-        Cow::Owned(input)
+        Held::Room(input)
     }
 
     fn leaves_mut(&mut self) -> [&mut Cow<'m, [f32]>; 2] {
@@ -506,13 +512,18 @@ impl<'m> Encoder<'m> {
         Encoder::with(model, layers, run_head(model, dense)?)
     }
 
-    /// As [`Model::stack`].
-    pub fn stack(&self) -> Vec<usize> {
+    /// How many layers are run, one after the other.
+    pub(super) fn steps(&self) -> usize {
         match &self.model.config.shared {
-            Some(stack) => stack.clone(),
-            None if self.one_by_one => (0..self.model.layers.len()).collect(),
-            None => (0..self.layers.len()).collect(),
+            Some(stack) => stack.len(),
+            None if self.one_by_one => self.model.layers.len(),
+            None => self.layers.len(),
         }
+    }
+
+    /// The layer that is run in this step: as in [`Model::stack`].
+    pub(super) fn layer_of(&self, step: usize) -> usize {
+        self.model.config.shared.as_ref().map_or(step, |stack| stack[step])
     }
 
     /// Whether tokens see each other in layer `l`.

@@ -6,7 +6,7 @@ use super::encoder::{
     Dense, Encoder, Inputs, RunAttention, RunFeedForward, RunHead, RunLayer, RunNorm, add_table_row,
 };
 use super::fast::Ranks;
-use super::kernels::{self, Mat, MatMut};
+use super::kernels::{self, Mat, MatMut, arena};
 use super::lookup::Lookup;
 use super::masked::{Channels, apply_norm, block_output, scale};
 use super::tokens::{Frozen, States};
@@ -14,7 +14,7 @@ use crate::model::family::{Positions, Project};
 use crate::model::slice::Masks;
 use crate::model::{Model, PoolMode, Reads};
 use crate::{Error, Result};
-use std::cell::Cell;
+use std::sync::LazyLock;
 
 /// The linear layers of a layer, by the input they share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -179,9 +179,9 @@ impl Encoder<'_> {
         let mut states = States::of(self.embed_under(batch, masks)?, batch);
         let mut frozen = (self.model.reads() == Reads::Every).then(|| Frozen::new(batch));
         observer.hidden(0, &states.x);
-        let stack = self.stack();
-        let last = stack.len();
-        for (step, l) in stack.into_iter().enumerate() {
+        let last = self.steps();
+        for step in 0..last {
+            let l = self.layer_of(step);
             let layer = &*self.run_layer(l);
             let schedule = self.tokens.as_ref().filter(|s| s.layers[step].is_some());
             let ranks = schedule.map(|s| Ranks::new(s, step, layer, &states.batch));
@@ -240,14 +240,17 @@ impl Encoder<'_> {
             drop(input);
             observer.linear_input(index, Site::AttentionOutput, &state.context);
             let y = block_output(&attention.output, &state.context, tokens, attends, channels);
-            x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+            x.iter_mut().zip(&y).for_each(|(x, y)| *x += y);
+            arena::give_all([y, state.qkv, state.context]);
             if attention.norm.follows() {
                 apply_norm(&attention.norm, channels, &mut x);
             }
         }
         if let Some(ffn) = layer.ffn.as_ref().filter(|_| feeds != 0.0) {
             if masks.is_none() && !observer.watches() {
-                return ffn.run(&x);
+                let y = ffn.run(&x);
+                arena::give(x);
+                return y;
             }
             let input = ffn.norm.input(&x);
             observer.linear_input(index, Site::Up, &input);
@@ -323,7 +326,7 @@ impl Encoder<'_> {
             (None, None) => Lookup::of(&self.model.embeddings.word, &batch.ids),
             _ => None,
         };
-        let mut x = vec![0.0; batch.tokens() * width];
+        let mut x = arena::zeros(batch.tokens() * width);
         for (t, out) in x.chunks_exact_mut(width).enumerate() {
             let (id, position) = (batch.ids[t] as usize, positions[t] as usize);
             let token_type = batch.type_ids[t] as usize;
@@ -399,8 +402,8 @@ impl Encoder<'_> {
         let positions = batch.positions.iter().copied();
         attention.positions.turn(&mut qkv, (3 * width, 2 * width, dim), positions);
         let operands = attention.operands(&qkv, x);
-        let mut context = vec![0.0; tokens * width];
-        let mut probs = Vec::new();
+        let mut context = arena::zeros(tokens * width);
+        let mut probs = arena::room(batch.longest().pow(2));
         for text in 0..batch.texts() {
             let (from, len) = (batch.starts[text], batch.starts[text + 1] - batch.starts[text]);
             let bias =
@@ -417,7 +420,10 @@ impl Encoder<'_> {
                     .block(from, len);
                 kernels::product(out, Mat::new(&probs, len, len), value, scale);
             }
+            arena::give(bias.unwrap_or_default());
         }
+        arena::give(probs);
+        drop(operands);
         AttentionState { qkv, context }
     }
 
@@ -476,16 +482,18 @@ impl Encoder<'_> {
     /// MPNet's bias for one text, `[original heads, len, len]`.
     pub fn score_bias(&self, positions: &[u32]) -> Option<Vec<f32>> {
         let table = self.relative_bias.as_ref()?;
+        static BUCKETS: LazyLock<[usize; 2 * FAR + 1]> =
+            LazyLock::new(|| std::array::from_fn(|i| relative_bucket(i as i64 - FAR as i64)));
         let (heads, len) = (self.model.config.heads, positions.len());
-        let most = positions.iter().copied().max().unwrap_or(0) as usize;
-        let places = -(most as i64)..=most as i64;
-        let buckets: Vec<usize> = places.map(relative_bucket).collect();
-        let mut bias = Vec::with_capacity(heads * len * len);
-        for head in 0..heads {
-            let of: Vec<f32> = buckets.iter().map(|bucket| table[bucket * heads + head]).collect();
-            for &query in positions {
-                let of = &of[most - query as usize..];
-                bias.extend(positions.iter().map(|&key| of[key as usize]));
+        let far = FAR as i64;
+        let mut bias = arena::room(heads * len * len);
+        for (head, bias) in bias.chunks_exact_mut(len * len).enumerate() {
+            let of: [f32; 2 * FAR + 1] = BUCKETS.map(|bucket| table[bucket * heads + head]);
+            for (&query, bias) in positions.iter().zip(bias.chunks_exact_mut(len)) {
+                for (bias, &key) in bias.iter_mut().zip(positions) {
+                    let distance = i64::from(key) - i64::from(query);
+                    *bias = of[(distance.clamp(-far, far) + far) as usize];
+                }
             }
         }
         Some(bias)
@@ -592,7 +600,7 @@ impl RunAttention<'_> {
     pub(super) fn query_key_value_of(&self, x: &Inputs, values: &Inputs) -> Vec<f32> {
         let tokens = x.rows;
         let width = self.heads.len() * self.head_dim;
-        let mut qkv = vec![0.0; tokens * 3 * width];
+        let mut qkv = arena::room(tokens * 3 * width);
         if width == 0 {
             return qkv;
         }
@@ -620,14 +628,10 @@ const TOKENS_F32: usize = 128;
 impl RunFeedForward<'_> {
     /// The whole block of `x`, `[tokens, hidden]`.
     pub fn run(&self, x: &[f32]) -> Vec<f32> {
-        thread_local! {
-            /// Room for units, which is not cleared in between.
-            static UNITS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-        }
         let (hidden, width) = (self.down.out, self.up.out);
         let most = if self.up.integers.is_some() { TOKENS } else { TOKENS_F32 };
-        let mut units = UNITS.take();
-        let mut y = vec![0.0; x.len()];
+        let mut units = arena::room((x.len() / hidden).min(most) * width);
+        let mut y = arena::zeros(x.len());
         for (x, y) in x.chunks(most * hidden).zip(y.chunks_mut(most * hidden)) {
             let tokens = x.len() / hidden;
             units.resize(tokens * width, 0.0);
@@ -639,7 +643,7 @@ impl RunFeedForward<'_> {
             self.down.multiply(&Inputs::new(&units, tokens), MatMut::new(y, tokens, hidden));
             self.norm.apply_sum(y, x);
         }
-        UNITS.set(units);
+        arena::give(units);
         y
     }
 
@@ -653,9 +657,10 @@ impl RunFeedForward<'_> {
 
     fn gate(&self, x: &Inputs, units: &mut [f32]) {
         let Some(gate) = &self.gate else { return };
-        let mut by = vec![0.0; units.len()];
+        let mut by = arena::room(units.len());
         gate.multiply(x, MatMut::new(&mut by, x.rows, gate.out));
-        units.iter_mut().zip(by).for_each(|(u, by)| *u *= by);
+        units.iter_mut().zip(&by).for_each(|(u, by)| *u *= by);
+        arena::give(by);
     }
 
     /// Second matrix, residual and LayerNorm.
@@ -699,6 +704,9 @@ pub fn position_rows(model: &Model, batch: &Batch) -> Vec<u32> {
     }
     rows
 }
+
+/// From here on all distances fall into one bucket.
+const FAR: usize = 128;
 
 /// The row of MPNet's table for a key `distance` tokens behind the query: 16 buckets a direction, the
 /// upper 8 logarithmic up to 128 (as T5).

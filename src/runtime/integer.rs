@@ -3,7 +3,7 @@
 use super::binary::RunElastic;
 use super::encoder::Inputs;
 use super::kernels::packed::{Bits, Packed, binarise, quantise};
-use super::kernels::{Mat, MatMut, add_product, product};
+use super::kernels::{Mat, MatMut, add_product, arena, product};
 use crate::model::{Activations, Linear, LowRank, Weight};
 
 /// A matrix that is multiplied as it is stored, without being expanded to f32.
@@ -88,15 +88,17 @@ impl IntegerMatrix {
                 }
             }
             Matrix::Two { u, v, b } => {
-                let mut scaled = x.x.to_vec();
+                let mut scaled = arena::copy(x.x);
                 for row in scaled.chunks_exact_mut(b.len()) {
                     row.iter_mut().zip(b).for_each(|(x, b)| *x *= b);
                 }
                 let codes = quantise(&scaled, rows, v.cols(), self.bits);
-                let mut inner = vec![0.0; rows * v.rows()];
+                arena::give(scaled);
+                let mut inner = arena::room(rows * v.rows());
                 v.multiply(&codes, None, MatMut::new(&mut inner, rows, v.rows()));
                 // Between the factors at least 8 bits: these values are sums over all inputs.
                 u.multiply(&quantise(&inner, rows, v.rows(), Bits::Eight), bias, out);
+                arena::give(inner);
             }
         }
     }
@@ -105,9 +107,10 @@ impl IntegerMatrix {
 /// `out += x·(U·V)ᵀ`
 fn add_residual(low: &LowRank, x: &[f32], cols: usize, out: MatMut) {
     let (rows, width) = (out.rows, out.cols);
-    let mut inner = vec![0.0; rows * low.rank];
+    let mut inner = arena::room(rows * low.rank);
     let v = Mat::new(&low.v, low.rank, cols);
     product(MatMut::new(&mut inner, rows, low.rank), Mat::new(x, rows, cols), v.t(), 1.0);
     let u = Mat::new(&low.u, width, low.rank);
     add_product(out, Mat::new(&inner, rows, low.rank), u.t(), 1.0);
+    arena::give(inner);
 }

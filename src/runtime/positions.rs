@@ -1,7 +1,7 @@
 //! What attention knows of positions besides the tables: turned queries and keys, windows, distances.
 
 use super::encoder::{Dense, Encoder, RunAttention};
-use super::kernels::{self, Mat, MatMut};
+use super::kernels::{self, Mat, MatMut, arena};
 use crate::Result;
 use crate::model::{Attention, Linear, Rotary};
 use std::sync::OnceLock;
@@ -40,19 +40,22 @@ impl<'m> RunPositions<'m> {
         let Some(rotary) = self.rotary else { return };
         let half = dim / 2;
         let frequency = |i: usize| 1.0 / rotary.theta.powf(2.0 * i as f32 / dim as f32);
-        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
-        let mut angles = vec![(0.0, 0.0); half];
+        let (mut frequencies, mut sines, mut cosines) =
+            (arena::room(half), arena::room(half), arena::room(half));
+        frequencies.iter_mut().enumerate().for_each(|(i, f)| *f = frequency(i));
         for (row, position) in x.chunks_exact_mut(stride.max(1)).zip(positions) {
-            for (angle, frequency) in angles.iter_mut().zip(&frequencies) {
-                *angle = (position as f32 * frequency).sin_cos();
+            let angles = sines.iter_mut().zip(&mut cosines);
+            for ((sin, cos), frequency) in angles.zip(&frequencies) {
+                (*sin, *cos) = (position as f32 * frequency).sin_cos();
             }
             for head in row[..width].chunks_exact_mut(dim) {
                 let (a, b) = head.split_at_mut(half);
-                for ((a, b), (sin, cos)) in a.iter_mut().zip(b).zip(&angles) {
+                for ((a, b), (sin, cos)) in a.iter_mut().zip(b).zip(sines.iter().zip(&cosines)) {
                     (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
                 }
             }
         }
+        arena::give_all([frequencies, sines, cosines]);
     }
 
     /// Makes probabilities of the scores of the token at `at`: 0 outside its window.

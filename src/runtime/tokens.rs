@@ -1,6 +1,7 @@
 //! Tokens that are dropped on the way: which, and what becomes of the rest (ToP notes, §1, §2 and §6).
 
 use super::Batch;
+use super::kernels::arena;
 use crate::model::{Score, TokenSchedule};
 use std::borrow::Cow;
 
@@ -75,12 +76,21 @@ impl<'b> States<'b> {
         let x = rows(&self.x, width, kept);
         States { x, batch: Cow::Owned(self.batch.select(kept)) }
     }
+
+    /// As [`States::select`], and the others' room is free.
+    pub fn into_selected(self, kept: &[usize]) -> States<'b> {
+        let left = self.select(kept);
+        arena::give(self.x);
+        left
+    }
 }
 
 /// The rows of `x`, `[rows, width]`, at `kept`.
 pub fn rows(x: &[f32], width: usize, kept: &[usize]) -> Vec<f32> {
-    let mut out = Vec::with_capacity(kept.len() * width);
-    kept.iter().for_each(|&t| out.extend_from_slice(&x[t * width..(t + 1) * width]));
+    let mut out = arena::room(kept.len() * width);
+    for (out, &t) in out.chunks_exact_mut(width.max(1)).zip(kept) {
+        out.copy_from_slice(&x[t * width..(t + 1) * width]);
+    }
     out
 }
 

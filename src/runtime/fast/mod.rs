@@ -9,7 +9,7 @@ mod tests;
 
 use super::encoder::{Encoder, Inputs, RunAttention, RunLayer};
 use super::forward::NoObserver;
-use super::kernels::{self, Mat, MatMut};
+use super::kernels::{self, Mat, MatMut, arena};
 use super::tokens::{Frozen, Importance, States, rows};
 use super::{Batch, Dense, Output};
 use crate::Result;
@@ -36,7 +36,9 @@ impl Encoder<'_> {
         let groups = groups(batch);
         if groups.len() <= 1 {
             let states = self.finish(0, self.embed(batch)?, batch);
-            return Ok(self.answer(&states.batch, &states.x, None));
+            let output = self.answer(&states.batch, &states.x, None);
+            arena::give(states.x);
+            return Ok(output);
         }
         let outputs = groups.par_iter().map(|group| self.forward_fast(group));
         let outputs: Vec<Output> = outputs.collect::<Result<_>>()?;
@@ -62,7 +64,7 @@ impl Encoder<'_> {
 
     /// The last step where tokens see each other.
     fn last_attention(&self) -> Option<usize> {
-        self.stack().into_iter().rposition(|l| self.attends(l))
+        (0..self.steps()).rposition(|step| self.attends(self.layer_of(step)))
     }
 
     /// Goes through the steps of `range`. `states` are those before it, of what is left by then.
@@ -72,9 +74,8 @@ impl Encoder<'_> {
         mut states: States<'b>,
         mut frozen: Option<&mut Frozen>,
     ) -> States<'b> {
-        let stack = self.stack();
         for l in range {
-            let layer = &*self.run_layer(stack[l]);
+            let layer = &*self.run_layer(self.layer_of(l));
             let leaves = self.leaves(l);
             match (leaves, &mut frozen) {
                 (Leaves::All, _) => {
@@ -87,21 +88,22 @@ impl Encoder<'_> {
                     states.x = self.layer(l, layer, x, &states.batch, None, &mut ranks);
                     let kept = ranks.kept();
                     frozen.drop(&states.x, &kept);
-                    states = states.select(&kept);
+                    states = states.into_selected(&kept);
                 }
                 (_, _) if layer.bottleneck.is_some() => {
                     let x = std::mem::take(&mut states.x);
                     let batch = &states.batch;
-                    states.x = self.layer(stack[l], layer, x, batch, None, &mut NoObserver);
+                    states.x = self.layer(self.layer_of(l), layer, x, batch, None, &mut NoObserver);
                     let firsts = states.batch.firsts().to_vec();
-                    states = states.select(&firsts);
+                    states = states.into_selected(&firsts);
                 }
                 (_, _) => {
                     if let Some(attention) = &layer.attention {
                         states = self.attend_and_leave(l, attention, states, leaves);
                     }
                     if let Some(ffn) = &layer.ffn {
-                        states.x = ffn.run(&states.x);
+                        let x = ffn.run(&states.x);
+                        arena::give(std::mem::replace(&mut states.x, x));
                     }
                 }
             }
@@ -116,7 +118,7 @@ impl Encoder<'_> {
         if reads == Reads::First && self.last_attention().is_none() {
             states = states.select(batch.firsts());
         }
-        let layers = layer..self.stack().len();
+        let layers = layer..self.steps();
         if reads != Reads::Every || self.tokens.is_none() {
             let mut last = self.through(layers, states, None);
             if let Some(norm) = &self.final_norm {
@@ -144,10 +146,13 @@ impl Encoder<'_> {
         if attention.binary.is_some() {
             return self.attend_by_signs(layer, attention, states, leaves);
         }
-        let x = &attention.norm.input(x);
+        let input = attention.norm.input(x);
+        let x = &*input;
         let (dim, positions) = (attention.head_dim, &attention.positions);
         let query = |of: &[usize]| {
-            let mut queries = attention.query.forward_rows(&rows(x, hidden, of), of.len());
+            let inputs = rows(x, hidden, of);
+            let mut queries = attention.query.forward_rows(&inputs, of.len());
+            arena::give(inputs);
             let at = of.iter().map(|&t| batch.positions[t]);
             positions.turn(&mut queries, (width, width, dim), at);
             queries
@@ -155,12 +160,13 @@ impl Encoder<'_> {
         let mut kv = key_value(&attention.key, &attention.value, x, tokens);
         positions.turn(&mut kv, (2 * width, width, dim), batch.positions.iter().copied());
         let firsts = batch.firsts();
-        let mut probs = Vec::new();
+        let mut probs = arena::room(attention.heads.len() * batch.longest());
         let (kept, context) = match leaves {
             Leaves::Ranked(schedule) if schedule.score == Score::Received => {
                 let queries = attention.query.forward_rows(x, tokens);
                 let mut importance = Importance::new(schedule.score, tokens);
-                let (mut kept, mut context) = (Vec::new(), Vec::new());
+                let (mut kept, mut context) = (Vec::new(), arena::room(tokens * width));
+                context.clear();
                 for span in batch.starts.windows(2) {
                     let (from, len) = (span[0], span[1] - span[0]);
                     let bias = self.score_bias(&batch.positions[from..from + len]);
@@ -180,9 +186,12 @@ impl Encoder<'_> {
                     let left: Vec<usize> =
                         importance.kept_of(schedule, layer, batch, from..from + len).collect();
                     let local: Vec<usize> = left.iter().map(|t| t - from).collect();
-                    context.extend(text.context(attention, &probs, Some(&local), len));
+                    let of_text = text.context(attention, &probs, Some(&local), len);
+                    context.extend_from_slice(&of_text);
+                    arena::give_all([of_text, bias.unwrap_or_default()]);
                     kept.extend(left);
                 }
+                arena::give(queries);
                 (kept, context)
             }
             _ => {
@@ -205,11 +214,14 @@ impl Encoder<'_> {
                         for probs in probs.chunks_exact(len) {
                             importance.add(from, len, attention.heads.len(), probs);
                         }
+                        arena::give(bias.unwrap_or_default());
                     }
+                    arena::give(queries);
                     kept = importance.kept(schedule, layer, batch);
                 }
                 let queries = query(&kept);
-                let mut context = Vec::with_capacity(kept.len() * width);
+                let mut context = arena::room(kept.len() * width);
+                context.clear();
                 let mut row = 0;
                 for span in batch.starts.windows(2) {
                     let (from, len) = (span[0], span[1] - span[0]);
@@ -218,15 +230,19 @@ impl Encoder<'_> {
                     let text = Text { queries: &queries, kv: &kv, tokens, from, len };
                     let mine = &kept[row..row + count];
                     self.probabilities_of(attention, &text, mine, row, bias.as_deref(), &mut probs);
-                    context.extend(text.context(attention, &probs, None, count));
+                    let of_text = text.context(attention, &probs, None, count);
+                    context.extend_from_slice(&of_text);
+                    arena::give_all([of_text, bias.unwrap_or_default()]);
                     row += count;
                 }
+                arena::give(queries);
                 (kept, context)
             }
         };
-        let mut left = states.select(&kept);
-        left.x = attention.finish(&context, &left.x);
-        left
+        arena::give_all([kv, probs]);
+        drop(input);
+        let left = states.into_selected(&kept);
+        attended(attention, context, left)
     }
 
     /// As [`Encoder::attend_and_leave`], of signs: what those that leave are spared is their output projection.
@@ -256,9 +272,7 @@ impl Encoder<'_> {
             _ => batch.firsts().to_vec(),
         };
         let context = rows(&context, heads * attention.head_dim, &kept);
-        let mut left = states.select(&kept);
-        left.x = attention.finish(&context, &left.x);
-        left
+        attended(attention, context, states.into_selected(&kept))
     }
 
     /// Probabilities of all heads for the queries in rows `row..` of `text.queries`, those of the tokens at
@@ -335,7 +349,7 @@ impl Text<'_> {
     ) -> Vec<f32> {
         let (heads, dim) = (attention.heads.len(), attention.head_dim);
         let (width, count) = (heads * dim, kept.map_or(queries, <[usize]>::len));
-        let mut context = vec![0.0; count * width];
+        let mut context = arena::zeros(count * width);
         let mut some;
         for head in 0..heads {
             let mut probs = &probs[head * queries * self.len..(head + 1) * queries * self.len];
@@ -351,10 +365,18 @@ impl Text<'_> {
     }
 }
 
+/// What an attention block makes of `context`, `[tokens, heads · head_dim]`, and the states before it.
+fn attended<'b>(attention: &RunAttention, context: Vec<f32>, mut states: States<'b>) -> States<'b> {
+    let x = attention.finish(&context, &states.x);
+    arena::give(context);
+    arena::give(std::mem::replace(&mut states.x, x));
+    states
+}
+
 /// `[tokens, 2 · heads · head_dim]`
 fn key_value(key: &Dense, value: &Dense, x: &[f32], tokens: usize) -> Vec<f32> {
     let width = key.out;
-    let mut kv = vec![0.0; tokens * 2 * width];
+    let mut kv = arena::room(tokens * 2 * width);
     if width == 0 {
         return kv;
     }

@@ -5,7 +5,7 @@ use super::super::{Everything, NoObserver, Observer};
 use super::*;
 use crate::model::cost;
 use crate::model::testing::*;
-use crate::model::{Model, Task};
+use crate::model::{Activations, Binary, DoubleBinary, Int8, LowRank, Model, Task, Weight};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -31,6 +31,64 @@ fn texts(seed: u64) -> Batch {
 fn values(encoder: &Encoder, batch: &Batch, observer: &mut dyn Observer) -> Vec<f32> {
     let output = encoder.forward(batch, None, observer).expect("ids inside the tables");
     [output.values, output.pooled.unwrap_or_default()].concat()
+}
+
+/// How often a forward pass asks for memory, once it has run a few times.
+fn allocations(encoder: &Encoder, batch: &Batch) -> usize {
+    let once = || drop(values(encoder, batch, &mut NoObserver));
+    (0..8).for_each(|_| once());
+    crate::allocations::of(once)
+}
+
+#[test]
+fn no_layer_asks_for_memory_once_others_have_run() {
+    let binary = |name, shape: (usize, usize), planes: usize, residual| {
+        let codes: Vec<u8> = (0..shape.0 * shape.1).map(|i| i as u8 % (1 << planes)).collect();
+        let scales = vec![0.1; planes * shape.0];
+        Weight::Binary(Binary::new(name, shape, planes, shape.1, &codes, &scales, residual))
+    };
+    let low_rank = |(rows, cols)| LowRank::new(2, gaussian(2 * rows, 1), gaussian(2 * cols, 2));
+    let form = |form, name, shape: (usize, usize)| match form {
+        "int8" => Weight::Int8(Int8::new(name, shape, &gaussian(shape.0 * shape.1, 5))),
+        "signs" => binary(name, shape, 1, Some(low_rank(shape))),
+        "two planes" => binary(name, shape, 2, None),
+        _ => {
+            let (u, v) = (gaussian(shape.0 * 20, 5), gaussian(20 * shape.1, 6));
+            let scales = [shape.0, 20, shape.1].map(|n| vec![0.1; n]);
+            Weight::Double(DoubleBinary::new(name, shape, 20, (&u, &v), scales))
+        }
+    };
+    let forms = [
+        ("f32", Activations::Exact),
+        ("f32", Activations::Int8),
+        ("int8", Activations::Int8),
+        ("signs", Activations::Int8),
+        ("signs", Activations::Int4),
+        ("two planes", Activations::Int8),
+        ("double", Activations::Int8),
+    ];
+    let batch = batch(3, &[12, 9, 12, 10, 12]);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
+    pool.install(|| {
+        for family in ["bert", "mpnet", "modernbert", "mobilebert"] {
+            for (name, activations) in forms {
+                let count = |layers: usize| {
+                    let mut model = tiny(family, Task::SequenceClassification, 3);
+                    model.layers.truncate(layers);
+                    for linear in model.layers.iter_mut().flat_map(|l| l.linears_mut()) {
+                        let shape = (linear.weight.rows(), linear.weight.cols());
+                        if name != "f32" {
+                            linear.weight = form(name, linear.weight.name().into(), shape);
+                        }
+                        linear.activations = activations;
+                    }
+                    let encoder = Encoder::packed(&model).expect("a model that runs");
+                    allocations(&encoder, &batch)
+                };
+                assert_eq!(count(3), count(2), "{family}, {name}, {activations:?}");
+            }
+        }
+    });
 }
 
 #[test]

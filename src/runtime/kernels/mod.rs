@@ -5,6 +5,7 @@
 //! time. `reference` holds the plain twins that the tests compare with.
 
 mod activation;
+pub mod arena;
 mod dropout;
 mod elastic;
 mod level;

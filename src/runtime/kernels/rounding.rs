@@ -7,7 +7,7 @@ use crate::model::Activations;
 pub fn rounded(x: &[f32], width: usize, activations: Activations) -> Vec<f32> {
     let Some(bits) = activations.bits() else { return x.to_vec() };
     let top = ((1 << bits) - 1) as f32;
-    let mut out = x.to_vec();
+    let mut out = super::arena::copy(x);
     for row in out.chunks_exact_mut(width.max(1)) {
         let (low, high) = row.iter().fold((0.0f32, 0.0f32), |(l, h), &x| (l.min(x), h.max(x)));
         let scale = (high - low) / top;

@@ -5,9 +5,9 @@
 //! bits gain nothing over that but for very few tokens, which are left to AVX-512.
 
 use super::{BLOCK, Bits, Bytes, CHUNK, Form, GROUP, Pass, Product, STRIP, Sum, avx512};
+use crate::runtime::kernels::arena;
 use crate::runtime::kernels::tiles::{self, Tiles};
 use std::arch::asm;
-use std::cell::Cell;
 use std::ops::Range;
 
 /// Blocks of a strip.
@@ -36,7 +36,7 @@ pub(super) fn multiply(product: &mut Product) {
     if signs || x.tokens < fewest(&weights.form, x.bits) || padded == 0 {
         return avx512::multiply(product);
     }
-    let positive;
+    let mut positive = Vec::new();
     let codes = match x.bits {
         Bits::One => {
             positive = x.positive();
@@ -50,10 +50,8 @@ pub(super) fn multiply(product: &mut Product) {
         (Form::Signs(_), _) => Sum::Set,
         (Form::Int8(_), _) => Sum::Products,
     };
-    let mut panel = PANEL.take();
-    if let Form::Signs(_) = weights.form {
-        panel.resize(BLOCKS * padded / GROUP, Bytes::ZERO);
-    }
+    let signs = matches!(weights.form, Form::Signs(_));
+    let mut panel = arena::room(if signs { BLOCKS * padded / GROUP } else { 0 });
     let most =
         (CACHE / padded.max(weights.rows * size_of::<f32>())).max(LEAST) / (2 * TILE) * 2 * TILE;
     let mut work = Work::new();
@@ -76,12 +74,8 @@ pub(super) fn multiply(product: &mut Product) {
             }
         }
     }
-    PANEL.set(panel);
-}
-
-thread_local! {
-    /// Where signs are expanded: of 64 tokens, clearing it anew would take a tenth of the time.
-    static PANEL: Cell<Vec<Bytes>> = const { Cell::new(Vec::new()) };
+    arena::give(panel);
+    arena::give(positive);
 }
 
 /// Tokens from which on tiles are faster than AVX-512: one of them takes as long as 16.
@@ -96,7 +90,7 @@ fn fewest(form: &Form, bits: Bits) -> usize {
 /// Where products of this thread are made.
 struct Work {
     tiles: Tiles,
-    sums: Box<Sums>,
+    sums: Sums,
 }
 
 /// Of two tiles of tokens and a strip: `[2 · TILE, STRIP]`.
@@ -105,7 +99,7 @@ struct Sums([[i32; STRIP]; 2 * TILE]);
 
 impl Work {
     fn new() -> Work {
-        Work { tiles: Tiles::default(), sums: Box::new(Sums([[0; STRIP]; 2 * TILE])) }
+        Work { tiles: Tiles::default(), sums: Sums([[0; STRIP]; 2 * TILE]) }
     }
 
     /// Makes the tiles of activations and of sums so long. With one tile of tokens, sums are 0 to 3 and activations 4;

@@ -6,6 +6,7 @@
 // Loops over registers: by index they unroll, and closures would not be compiled for these features.
 #![allow(clippy::needless_range_loop)]
 
+use super::super::arena;
 use super::{
     BLOCK, Bits, Bytes, Form, GROUP, MAX_PLANES, Pass, Product, Signs, Sum, WORD, Words, nibbles,
 };
@@ -29,34 +30,30 @@ pub(super) fn multiply(product: &mut Product) {
     let (weights, x) = (product.weights, product.x);
     let padded = weights.padded();
     let per_block = padded / GROUP;
-    let mut scratch = Vec::new();
+    let mut scratch = arena::room(per_block);
     match (&weights.form, x.bits) {
         (Form::Int8(int8), bits) => {
-            let (signs, sum);
-            let codes = match bits {
+            let mut signs = Vec::new();
+            let (codes, sum) = match bits {
                 Bits::One => {
-                    (signs, sum) = (x.positive(), Sum::Positive);
-                    &signs
+                    signs = x.positive();
+                    (&signs, Sum::Positive)
                 }
-                _ => {
-                    sum = Sum::Products;
-                    &x.codes
-                }
+                _ => (&x.codes, Sum::Products),
             };
             for from in (0..weights.rows).step_by(BLOCK) {
                 let panel = &int8.codes[from / BLOCK * per_block..][..per_block];
                 block::<false>(product, Pass::Whole, sum, from, panel, codes);
             }
+            arena::give(signs);
         }
         (Form::Signs(signs), Bits::Eight) if signs.planes > 1 => {
-            scratch.resize(per_block, Bytes::ZERO);
             for from in (0..weights.rows).step_by(BLOCK) {
                 expand_levels(signs, padded, from, &mut scratch);
                 block::<false>(product, Pass::Whole, Sum::Products, from, &scratch, &x.codes);
             }
         }
         (Form::Signs(signs), Bits::Eight) if x.tokens > FEW => {
-            scratch.resize(per_block, Bytes::ZERO);
             let words = padded / WORD;
             for from in (0..weights.rows).step_by(BLOCK) {
                 let lines = &signs.plane(0, padded)[from / BLOCK * words..][..words];
@@ -80,6 +77,7 @@ pub(super) fn multiply(product: &mut Product) {
             }
         }
     }
+    arena::give(scratch);
 }
 
 /// Tokens up to which tables are faster for codes of 8 bits than signs made bytes, and slower for signs than counting:

@@ -8,6 +8,7 @@
 // Loops over registers: by index they unroll, and closures would not be compiled for these features.
 #![allow(clippy::needless_range_loop)]
 
+use super::super::arena;
 use super::quantise::{Quantised, Step};
 use super::{
     BLOCK, Bits, Bytes, CHUNK, Form, GROUP, MAX_PLANES, Pass, Product, STRIP, Signs, Sum, WORD,
@@ -44,6 +45,7 @@ pub(super) fn multiply(product: &mut Product) {
         (Form::Int8(int8), Bits::One) => {
             let codes = x.positive();
             bytes(product, Sum::Positive, &codes, |strip, _| Some(int8.strip(strip)));
+            arena::give(codes);
         }
         (Form::Int8(int8), _) => {
             bytes(product, Sum::Products, &x.codes, |strip, _| Some(int8.strip(strip)));
@@ -92,7 +94,7 @@ fn bytes<'a>(
 ) {
     let (tokens, padded) = (product.x.tokens, product.weights.padded());
     let pass = product.weights.passes(product.x.bits).next().expect("one pass");
-    let mut written = vec![Bytes::ZERO; BLOCKS * padded / GROUP];
+    let mut written = arena::room(BLOCKS * padded / GROUP);
     let most = CODES.checked_div(padded).map_or(tokens, |most| (most / 6 * 6).max(6));
     for first in (0..tokens).step_by(most) {
         for (strip, from) in (0..product.weights.rows).step_by(STRIP).enumerate() {
@@ -100,6 +102,7 @@ fn bytes<'a>(
             panel_strip(product, pass, sum, from, weights, codes, first..tokens.min(first + most));
         }
     }
+    arena::give(written);
 }
 
 /// As `encode_rows`, which reads like what it does, with the same codes: four registers side by side, and integers
@@ -235,11 +238,8 @@ fn lookup<const DIGITS: usize>(product: &mut Product, signs: &Signs) {
         0 => x.tokens,
         lines => (TABLES / size_of::<Bytes>() / lines / 6 * 6).max(6),
     };
-    let mut tables = vec![Bytes::ZERO; most.min(x.tokens) * per_token];
-    let mut indices = Vec::new();
-    if x.tokens > 2 {
-        indices = vec![Bytes::ZERO; BLOCKS * padded / HALF];
-    }
+    let mut tables = arena::room(most.min(x.tokens) * per_token);
+    let mut indices = arena::room(if x.tokens > 2 { BLOCKS * padded / HALF } else { 0 });
     for first in (0..x.tokens).step_by(most) {
         let tokens = most.min(x.tokens - first);
         let straight = tokens <= 2;
@@ -283,6 +283,7 @@ fn lookup<const DIGITS: usize>(product: &mut Product, signs: &Signs) {
             }
         }
     }
+    arena::give_all([tables, indices]);
 }
 
 /// Tables of one token: for each 64 columns and digit four registers, each of four tables, of the

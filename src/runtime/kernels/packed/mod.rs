@@ -60,7 +60,13 @@ struct Words([u32; BLOCK]);
 /// Bytes of 4 columns for each row of a block.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-struct Bytes([i8; GROUP * BLOCK]);
+pub(super) struct Bytes([i8; GROUP * BLOCK]);
+
+impl Default for Bytes {
+    fn default() -> Bytes {
+        Bytes::ZERO
+    }
+}
 
 impl Bytes {
     const ZERO: Bytes = Bytes([0; GROUP * BLOCK]);

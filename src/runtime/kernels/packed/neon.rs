@@ -6,6 +6,7 @@
 // Loops over registers: by index they unroll, and closures would not be compiled for these features.
 #![allow(clippy::needless_range_loop)]
 
+use super::super::arena;
 use super::{BLOCK, Bits, Bytes, Form, GROUP, Pass, Product, Signs, Sum, WORD, Words};
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
@@ -50,7 +51,7 @@ pub(super) unsafe fn multiply<const DOT: bool>(product: &mut Product) {
         return;
     }
     let codes = signed(product);
-    let mut scratch = vec![Bytes::ZERO; per_block];
+    let mut scratch = arena::room(per_block);
     for pass in weights.passes(x.bits) {
         for from in (0..weights.rows).step_by(BLOCK) {
             // SAFETY: as promised to this function.
@@ -73,18 +74,30 @@ pub(super) unsafe fn multiply<const DOT: bool>(product: &mut Product) {
             }
         }
     }
+    arena::give(scratch);
+    arena::give(codes);
 }
 
 /// The codes as signed bytes, less [`SHIFT`] if they have 8 bits: `[tokens, padded]`, zeros in the
-/// padding.
+/// padding, in the arena's room.
 fn signed(product: &Product) -> Vec<i8> {
     let x = product.x;
+    let less = |codes: &[u8], shift: u8| {
+        let mut signed = arena::room(codes.len());
+        let codes = codes.iter().map(|code| code.wrapping_sub(shift) as i8);
+        signed.iter_mut().zip(codes).for_each(|(to, code)| *to = code);
+        signed
+    };
     match x.bits {
-        Bits::One => x.positive().into_iter().map(|code| code as i8).collect(),
-        Bits::Four => x.codes.iter().map(|&code| code as i8).collect(),
+        Bits::One => {
+            let positive = x.positive();
+            let signed = less(&positive, 0);
+            arena::give(positive);
+            signed
+        }
+        Bits::Four => less(&x.codes, 0),
         Bits::Eight => {
-            let shifted = |&code: &u8| code.wrapping_sub(SHIFT) as i8;
-            let mut codes: Vec<i8> = x.codes.iter().map(shifted).collect();
+            let mut codes = less(&x.codes, SHIFT);
             let padded = x.padded();
             (0..x.tokens).for_each(|t| codes[t * padded..][..padded][x.cols..].fill(0));
             codes

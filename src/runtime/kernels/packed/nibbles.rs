@@ -5,6 +5,7 @@
 // Loops over registers: by index they unroll, and closures would not be compiled for these features.
 #![allow(clippy::needless_range_loop)]
 
+use super::super::arena;
 use super::{BLOCK, GROUP, Pass, Product, Signs, Sum, WORD, Words};
 use std::arch::x86_64::*;
 
@@ -16,14 +17,16 @@ const TABLES: usize = 24 << 10;
 const WIDE: usize = 256;
 
 /// Signs of 32 rows in 8 columns: the low four bits of a byte are those of the first four.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 #[repr(C, align(32))]
 struct Line([u8; ROWS]);
 
 /// What four columns of a token give, by the signs of the weights.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 #[repr(C, align(16))]
 struct Table([u8; 16]);
+
+arena::kept!(Line Table);
 
 /// Columns of a line.
 const COLUMNS: usize = 2 * GROUP;
@@ -36,7 +39,7 @@ pub(super) fn multiply<const DIGITS: usize>(product: &mut Product, signs: &Signs
     let (per_pair, digits) = (padded / COLUMNS, DIGITS.max(1));
     let per_token = digits * padded / GROUP;
     let pairs = weights.rows.div_ceil(ROWS);
-    let mut lines = vec![Line([0; ROWS]); signs.planes * pairs * per_pair];
+    let mut lines = arena::room::<Line>(signs.planes * pairs * per_pair);
     if per_pair > 0 {
         for (i, lines) in lines.chunks_exact_mut(per_pair).enumerate() {
             transpose(signs, padded, i / pairs, i % pairs * 2, lines);
@@ -46,7 +49,7 @@ pub(super) fn multiply<const DIGITS: usize>(product: &mut Product, signs: &Signs
         0 => x.tokens,
         tables => (TABLES / size_of::<Table>() / tables / 4 * 4).max(4),
     };
-    let mut tables = vec![Table([0; 16]); most.min(x.tokens) * per_token];
+    let mut tables = arena::room::<Table>(most.min(x.tokens) * per_token);
     for first in (0..x.tokens).step_by(most) {
         let tokens = most.min(x.tokens - first);
         for t in 0..tokens {
@@ -72,6 +75,8 @@ pub(super) fn multiply<const DIGITS: usize>(product: &mut Product, signs: &Signs
             }
         }
     }
+    arena::give(lines);
+    arena::give(tables);
 }
 
 /// `T` tokens with 32 rows; says how many those were. `tables`: `[T, digits, columns / 4]`.

@@ -1,6 +1,6 @@
 //! Activations as integers, token by token.
 
-use super::super::{Level, dispatch};
+use super::super::{Level, arena, dispatch};
 use super::{CHUNK, WORD};
 
 /// Bits of an activation.
@@ -72,11 +72,11 @@ pub(super) fn quantise_with(
         tokens,
         cols,
         bits,
-        codes: vec![0; tokens * cols.next_multiple_of(CHUNK)],
+        codes: arena::zeros(tokens * cols.next_multiple_of(CHUNK)),
         words: Vec::new(),
-        scales: vec![0.0; tokens],
-        zeros: vec![0; tokens],
-        totals: vec![0; tokens],
+        scales: arena::zeros(tokens),
+        zeros: arena::zeros(tokens),
+        totals: arena::zeros(tokens),
     };
     if cols == 0 {
         return out;
@@ -119,17 +119,17 @@ pub(super) fn binarise_with(
     let shift = match shift {
         Some(shift) => {
             assert_eq!(shift.len(), cols, "one shift for each column");
-            shift.to_vec()
+            arena::copy(shift)
         }
-        None => vec![0.0; cols],
+        None => arena::zeros(cols),
     };
     let mut out = Quantised {
         tokens,
         cols,
         bits: Bits::One,
         codes: Vec::new(),
-        words: vec![0; tokens * cols.next_multiple_of(CHUNK) / WORD],
-        scales: vec![0.0; tokens],
+        words: arena::zeros(tokens * cols.next_multiple_of(CHUNK) / WORD),
+        scales: arena::zeros(tokens),
         zeros: Vec::new(),
         totals: Vec::new(),
     };
@@ -141,10 +141,21 @@ pub(super) fn binarise_with(
             _ => sign(x, &shift, &mut out),
         }
     }
+    arena::give(shift);
     if let Some(scale) = scale {
         out.scales.fill(scale);
     }
     out
+}
+
+impl Drop for Quantised {
+    fn drop(&mut self) {
+        arena::give(std::mem::take(&mut self.codes));
+        arena::give(std::mem::take(&mut self.words));
+        arena::give(std::mem::take(&mut self.scales));
+        arena::give(std::mem::take(&mut self.zeros));
+        arena::give(std::mem::take(&mut self.totals));
+    }
 }
 
 impl Quantised {
@@ -166,14 +177,14 @@ impl Quantised {
             .collect()
     }
 
-    /// Signs as codes 0 and 1: `[tokens, padded]`.
+    /// Signs as codes 0 and 1, `[tokens, padded]`, in the arena's room.
     pub(super) fn positive(&self) -> Vec<u8> {
         // Eight bits at once: each into its own byte, where what is not 0 becomes 1.
         let spread = |byte: &u8| {
             let bits = (u64::from(*byte) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
             (bits + 0x7f7f_7f7f_7f7f_7f7f) >> 7 & 0x0101_0101_0101_0101
         };
-        let mut codes = vec![0; self.words.len() * WORD];
+        let mut codes = arena::room(self.words.len() * WORD);
         for (codes, word) in codes.as_chunks_mut::<WORD>().0.iter_mut().zip(&self.words) {
             for (codes, byte) in codes.as_chunks_mut::<8>().0.iter_mut().zip(&word.to_le_bytes()) {
                 *codes = spread(byte).to_le_bytes();
