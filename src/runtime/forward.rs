@@ -402,7 +402,7 @@ impl Encoder<'_> {
         let positions = batch.positions.iter().copied();
         attention.positions.turn(&mut qkv, (3 * width, 2 * width, dim), positions);
         let operands = attention.operands(&qkv, x);
-        let mut context = arena::zeros(tokens * width);
+        let mut context = arena::room(tokens * width);
         let mut probs = arena::room(batch.longest().pow(2));
         for text in 0..batch.texts() {
             let (from, len) = (batch.starts[text], batch.starts[text + 1] - batch.starts[text]);
@@ -631,7 +631,8 @@ impl RunFeedForward<'_> {
         let (hidden, width) = (self.down.out, self.up.out);
         let most = if self.up.integers.is_some() { TOKENS } else { TOKENS_F32 };
         let mut units = arena::room((x.len() / hidden).min(most) * width);
-        let mut y = arena::zeros(x.len());
+        let room = if width == 0 { arena::zeros } else { arena::room };
+        let mut y = room(x.len());
         for (x, y) in x.chunks(most * hidden).zip(y.chunks_mut(most * hidden)) {
             let tokens = x.len() / hidden;
             units.resize(tokens * width, 0.0);

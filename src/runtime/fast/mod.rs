@@ -349,7 +349,7 @@ impl Text<'_> {
     ) -> Vec<f32> {
         let (heads, dim) = (attention.heads.len(), attention.head_dim);
         let (width, count) = (heads * dim, kept.map_or(queries, <[usize]>::len));
-        let mut context = arena::zeros(count * width);
+        let mut context = arena::room(count * width);
         let mut some;
         for head in 0..heads {
             let mut probs = &probs[head * queries * self.len..(head + 1) * queries * self.len];
