@@ -3,6 +3,7 @@
 pub mod batches;
 pub mod labels;
 pub mod masking;
+mod normalizer;
 pub mod prepare;
 pub mod tables;
 pub mod tokenizer;

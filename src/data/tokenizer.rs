@@ -18,6 +18,7 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::utils::truncation::{TruncationParams, TruncationStrategy, truncate_encodings};
 use tokenizers::{AddedToken, Encoding, PostProcessor};
 
+use crate::data::normalizer::Growth;
 use crate::data::tables::Example;
 use crate::error::{Error, Result};
 
@@ -49,6 +50,7 @@ pub struct Origin {
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    growth: Growth,
     /// The file it was read from, for messages.
     path: PathBuf,
     config: Config,
@@ -84,14 +86,15 @@ impl Tokenizer {
     pub fn load(folder: &Path) -> Result<Option<Tokenizer>> {
         let config: Config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
         let (json, vocab) = (folder.join("tokenizer.json"), folder.join("vocab.txt"));
-        let (inner, path) = if let Some(bytes) = read(&json)? {
+        let ((inner, growth), path) = if let Some(bytes) = read(&json)? {
             (guarded(&json, || from_json(&bytes))?, json)
         } else if let Some(bytes) = read(&vocab)? {
-            (guarded(&vocab, || from_vocab(&bytes, &config))?, vocab)
+            let inner = guarded(&vocab, || from_vocab(&bytes, &config))?;
+            ((inner, Growth::default()), vocab)
         } else {
             return Ok(None);
         };
-        let tokenizer = Tokenizer { inner, path, config };
+        let tokenizer = Tokenizer { inner, growth, path, config };
         let size = tokenizer.vocab_size();
         if size > MAX_TOKENS {
             return Err(Error::Malformed {
@@ -148,6 +151,19 @@ impl Tokenizer {
                 expected: format!("{special} special tokens and at least one of the text must fit"),
                 advice: "raise the maximal length",
             });
+        }
+        for text in [Some(text), pair].into_iter().flatten() {
+            if let Some(bytes) = guarded(&self.path, || self.growth.excess(text))? {
+                return Err(Error::Malformed {
+                    path: self.path.clone(),
+                    found: format!(
+                        "normalizers that can make {bytes} bytes of a text of {}",
+                        text.len()
+                    ),
+                    expected: "ones that keep texts about as long as they are".into(),
+                    advice: "use the tokenizer that the checkpoint was published with",
+                });
+            }
         }
         let mut room = TruncationParams { max_length: max_tokens - special, ..Default::default() };
         let (encoding, places) = guarded(&self.path, || {
@@ -224,8 +240,8 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::load`].
     pub fn with_json(&self, json: &Value) -> Result<Tokenizer> {
-        let inner = guarded(&self.path, || from_json(&serde_json::to_vec(json)?))?;
-        Ok(Tokenizer { inner, path: self.path.clone(), config: self.config.clone() })
+        let (inner, growth) = guarded(&self.path, || from_json(&serde_json::to_vec(json)?))?;
+        Ok(Tokenizer { inner, growth, path: self.path.clone(), config: self.config.clone() })
     }
 
     /// The file it was read from.
@@ -304,13 +320,23 @@ pub fn sentence_max_length(folder: &Path) -> Result<Option<usize>> {
     Ok(sentence.and_then(|s| s.max_seq_length).filter(|&n| n > 0))
 }
 
-fn from_json(bytes: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
+fn from_json(bytes: &[u8]) -> tokenizers::Result<(tokenizers::Tokenizer, Growth)> {
     #[derive(Deserialize)]
-    struct Normalized {
+    struct Hostile {
         #[serde(default)]
         normalizer: Value,
+        #[serde(default)]
+        added_tokens: Vec<Value>,
     }
-    check_charsmaps(&serde_json::from_slice::<Normalized>(bytes)?.normalizer)?;
+    let hostile: Hostile = serde_json::from_slice(bytes)?;
+    let growth = Growth::new(&hostile.normalizer)?;
+    // These are normalized while they are read.
+    let added = hostile.added_tokens.iter().filter_map(|token| token["content"].as_str());
+    for token in added {
+        if let Some(bytes) = growth.excess(token)? {
+            return Err(format!("a token of {} bytes that becomes {bytes}", token.len()).into());
+        }
+    }
     let mut inner = tokenizers::Tokenizer::from_bytes(bytes)?;
     inner.with_truncation(None)?.with_padding(None);
     // BPE dropout is for training: it draws other ids each time.
@@ -321,39 +347,7 @@ fn from_json(bytes: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
         bpe.dropout = None;
         inner.with_model(bpe);
     }
-    Ok(inner)
-}
-
-/// Refuses a table of SentencePiece's that says to be longer than it is: before it reads on, the library would set aside
-/// what it says, up to 8 GiB.
-fn check_charsmaps(normalizer: &Value) -> tokenizers::Result<()> {
-    let inner = normalizer["normalizers"].as_array();
-    inner.into_iter().flatten().try_for_each(check_charsmaps)?;
-    let base64 = normalizer["precompiled_charsmap"].as_str().unwrap_or_default();
-    let Some(stated) = first_number(base64) else { return Ok(()) };
-    let bytes = base64.trim_end_matches('=').len() * 3 / 4;
-    match stated as usize <= bytes {
-        true => Ok(()),
-        false => {
-            Err(format!("a `precompiled_charsmap` of {bytes} bytes that says to hold {stated}")
-                .into())
-        }
-    }
-}
-
-/// The first four bytes of `base64`, little-endian; None where there are none, which the library refuses.
-fn first_number(base64: &str) -> Option<u32> {
-    let bits = base64.bytes().take(6).map(|c| match c {
-        b'A'..=b'Z' => Some(c - b'A'),
-        b'a'..=b'z' => Some(c - b'a' + 26),
-        b'0'..=b'9' => Some(c - b'0' + 52),
-        b'+' => Some(62),
-        b'/' => Some(63),
-        _ => None,
-    });
-    let bits: Vec<u8> = bits.collect::<Option<_>>()?;
-    let number = bits.iter().fold(0u64, |number, &six| number << 6 | u64::from(six));
-    (bits.len() == 6).then(|| ((number >> 4) as u32).swap_bytes())
+    Ok((inner, growth))
 }
 
 /// BERT's tokenizer: the line of a token in `vocab` is its id.
@@ -690,6 +684,29 @@ mod tests {
         assert!(load("/P///w==").contains(found), "{}", load("/P///w=="));
         // 8, and as many: it is the library that finds no entry in them.
         assert!(load("CAAAAAAAAAAAAAAA").contains("parts that contradict each other"));
+    }
+
+    #[test]
+    fn normalizers_that_would_fill_memory_are_refused() {
+        let grows = |text: &str| {
+            let step =
+                json!({"type": "Replace", "pattern": {"String": text}, "content": text.repeat(2)});
+            changed_json(|t| {
+                t["normalizer"] = json!({"type": "Sequence", "normalizers": vec![&step; 64]});
+            })
+        };
+        // `a` is what a tokenizer is tried with; others show when they come.
+        let err = load(&[("tokenizer.json", &grows("a"))]).unwrap_err().to_string();
+        assert!(
+            err.contains("normalizers that can make 33554432 bytes of a text of 1, expected"),
+            "{err}"
+        );
+        let t = load(&[("tokenizer.json", &grows("q"))]).unwrap();
+        assert!(t.encode("a b", None, 9).is_ok());
+        assert!(matches!(t.encode("a", Some("q"), 9).unwrap_err(), Error::Malformed { .. }));
+        // Added tokens are normalized as well.
+        let err = load(&[("tokenizer.json", &grows("["))]).unwrap_err().to_string();
+        assert!(err.contains("a token of 5 bytes that becomes"), "{err}");
     }
 
     #[test]
