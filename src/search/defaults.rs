@@ -51,13 +51,11 @@ pub fn default_space(model: &Model) -> Result<String> {
                  \n[[step]]\npass = \"embed\"\none_of = \"words\"\npreset = { choose = [\"default\", \"small\"] }\n";
     }
     if layers {
-        // As large a part of a small model as of a large one.
-        let rank = (model.config.hidden / 24).clamp(1, 16);
-        text += &format!(
-            "\n[[step]]\npass = \"quantize\"        # the layers: as they are, in int8, or in sign planes\n\
-             one_of = \"layers\"\noptional = true\nembeddings = \"none\"\n\
-             \n[[step]]\npass = \"binarize\"\none_of = \"layers\"\nplanes = {{ choose = [4, 3, 2, 1] }}\nrank = {{ choose = [0, {rank}] }}\n"
-        );
+        text += "\n[[step]]\npass = \"quantize\"        # the layers: as they are, in int8, in sign planes, or each in a form of its own\n\
+                 one_of = \"layers\"\noptional = true\nembeddings = \"none\"\n\
+                 \n[[step]]\npass = \"binarize\"\none_of = \"layers\"\nplanes = { choose = [4, 3, 2, 1] }\n\
+                 \n[[step]]\npass = \"binarize\"        # loses least for its bytes, and takes four times as long to make\n\
+                 one_of = \"layers\"\nbits = { choose = [3.0, 2.0, 1.5] }\n";
     }
     if text.len() == HEAD.len() {
         return Err(Error::Mismatch {
@@ -86,6 +84,7 @@ mod tests {
         for pass in ["prune", "tokens", "embed", "quantize", "binarize"] {
             assert!(classifier.contains(&format!("pass = \"{pass}\"")), "{pass}: {classifier}");
         }
+        assert!(classifier.contains("bits = ") && classifier.contains("planes = "), "{classifier}");
         assert!(of(Task::Embedding).contains("choose = [0.1, 0.2"), "milder");
         let words = of(Task::MaskedLm);
         assert!(!words.contains("tokens") && !words.contains("embed\""), "{words}");
