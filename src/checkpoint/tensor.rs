@@ -236,6 +236,15 @@ impl Tensor {
         self
     }
 
+    /// The same bytes in another shape.
+    ///
+    /// # Panics
+    /// If they do not fill it: a bug in the caller.
+    pub fn reshaped(mut self, shape: &[usize]) -> Tensor {
+        self.shape = shape.to_vec();
+        self.checked()
+    }
+
     /// The rows of `range`, as a tensor of this name: a view where this is one.
     ///
     /// # Panics

@@ -10,6 +10,9 @@ use crate::checkpoint::{Dtype, Tensor};
 use crate::model::{Activations, FeedForward, Layer, Linear, Model, Weight};
 use serde_json::{Value, json};
 
+/// What packed matrices are expanded to.
+const EXPANDED: Dtype = Dtype::F32;
+
 /// What of `model` a padded checkpoint cannot say.
 pub fn refusal(model: &Model) -> Option<String> {
     if let Some(found) = unread(model) {
@@ -38,6 +41,26 @@ pub fn refusal(model: &Model) -> Option<String> {
 /// # Errors
 /// If a tensor is of no floating type.
 pub fn padded(model: &Model) -> Result<(Model, Value)> {
+    padded_with(model, dense)
+}
+
+/// The tensors of [`padded`], matrices without their data ([`Tensor::blank`]): `model` may have none.
+///
+/// # Errors
+/// As [`padded`].
+pub fn outlined(model: &Model) -> Result<Vec<Tensor>> {
+    let blank = |weight: &Weight, name: String| match weight {
+        Weight::Dense(tensor) => Ok(tensor.blanked()),
+        packed => Ok(Tensor::blank(name, EXPANDED, &[packed.rows(), packed.cols()])),
+    };
+    Ok(padded_with(model, blank)?.0.tensors())
+}
+
+/// As [`padded`]; `dense` makes the tensor of a matrix, under this name.
+fn padded_with(
+    model: &Model,
+    dense: impl Fn(&Weight, String) -> Result<Tensor>,
+) -> Result<(Model, Value)> {
     let mut model = model.compacted();
     let is_packed = |w: &Weight| !matches!(w, Weight::Dense(_));
     let packed =
@@ -45,6 +68,13 @@ pub fn padded(model: &Model) -> Result<(Model, Value)> {
     let widths = model.layers.iter().flat_map(|l| &l.ffn).map(FeedForward::units);
     let ffn = widths.max().unwrap_or(0).max(1);
     let (heads, dim) = (model.config.heads, model.config.head_dim);
+    // The layer with its rows and columns at these places, zeros elsewhere, and exact inputs.
+    let spread = |linear: &Linear, rows: Places, cols: Places| -> Result<Linear> {
+        let name = format!("{}.weight", linear.weight.name());
+        let weight = placed(&dense(&linear.weight, name)?, [rows, cols]);
+        let bias = linear.bias.as_ref().map(|bias| placed(bias, [rows, None]));
+        Ok(Linear::dense(weight, bias))
+    };
     for layer in &mut model.layers {
         if let Some(a) = &mut layer.attention {
             let rows: Vec<usize> = a.heads.iter().flat_map(|h| h * dim..(h + 1) * dim).collect();
@@ -90,21 +120,13 @@ pub fn padded(model: &Model) -> Result<(Model, Value)> {
 /// Which of how many.
 type Places<'a> = Option<(&'a [usize], usize)>;
 
-/// The layer with its rows and columns at these places, zeros elsewhere, and exact inputs.
-fn spread(linear: &Linear, rows: Places, cols: Places) -> Result<Linear> {
-    let name = format!("{}.weight", linear.weight.name());
-    let weight = placed(&dense(&linear.weight, name)?, [rows, cols]);
-    let bias = linear.bias.as_ref().map(|bias| placed(bias, [rows, None]));
-    Ok(Linear::dense(weight, bias))
-}
-
 /// A packed matrix as the f32 that it stands for; a dense one as it is stored.
 fn dense(weight: &Weight, name: String) -> Result<Tensor> {
     Ok(match weight {
         Weight::Dense(tensor) => tensor.clone(),
         packed => {
             let shape = [packed.rows(), packed.cols()];
-            Tensor::from_f32(name, &shape, &packed.to_f32()?, Dtype::F32)
+            Tensor::from_f32(name, &shape, &packed.to_f32()?, EXPANDED)
         }
     })
 }
@@ -120,6 +142,10 @@ fn placed(tensor: &Tensor, [rows, cols]: [Places; 2]) -> Tensor {
     };
     let (rows, row_count) = of(tensor.shape[0], rows);
     let (cols, col_count) = of(tensor.shape.get(1).copied().unwrap_or(1), cols);
+    let shape = if tensor.shape.len() == 1 { vec![row_count] } else { vec![row_count, col_count] };
+    if tensor.is_blank() {
+        return Tensor::blank(tensor.name.clone(), tensor.dtype, &shape);
+    }
     let size = tensor.dtype.bits() / 8;
     let mut bytes = vec![0; row_count * col_count * size];
     let mut entries = tensor.bytes().chunks_exact(size);
@@ -129,6 +155,5 @@ fn placed(tensor: &Tensor, [rows, cols]: [Places; 2]) -> Tensor {
             bytes[at..at + size].copy_from_slice(entry);
         }
     }
-    let shape = if tensor.shape.len() == 1 { vec![row_count] } else { vec![row_count, col_count] };
     Tensor::new(tensor.name.clone(), tensor.dtype, &shape, &bytes)
 }

@@ -12,7 +12,7 @@ mod tests;
 pub use dense::padded;
 pub use onnx::SignPlanes;
 
-use crate::checkpoint::{OutputFolder, WrittenFile, metadata};
+use crate::checkpoint::{self, OutputFolder, WrittenFile, metadata};
 use crate::model::{Activations, Head, Linear, Model};
 use crate::report::Emitted;
 use crate::{Error, Result};
@@ -52,6 +52,14 @@ impl Target {
             found: format!("no target is named `{name}`"),
             advice: format!("this build writes {}", Target::ALL.map(Target::name).join(", ")),
         })
+    }
+
+    /// Where its file `name` is in the output folder.
+    fn path(self, name: &str) -> String {
+        match self {
+            Target::Native => name.to_string(),
+            _ => format!("{}/{name}", self.name()),
+        }
     }
 
     /// What of `model` it cannot carry; `None` where it carries all.
@@ -141,6 +149,33 @@ fn unwritten(model: &Model) -> Option<String> {
     family.feature.map(|feature| format!("family `{}` has {feature}", family.model_type))
 }
 
+/// Names and bytes of the weight files that [`write`] makes for `target`, below the output folder, without the index of
+/// shards. No data is read of `model`: it may have none.
+///
+/// # Errors
+/// As [`checkpoint::weight_files`], and [`padded`].
+pub fn weight_files(
+    target: Target,
+    model: &Model,
+    sign_planes: SignPlanes,
+    max_shard_bytes: u64,
+) -> Result<Vec<(String, u64)>> {
+    let tensors = match target {
+        Target::Native => model.compacted().tensors(),
+        Target::Dense => dense::outlined(model)?,
+        Target::Hf => hf::parts(model).0,
+        Target::Onnx => return Ok(onnx::files(model, sign_planes)),
+    };
+    let files = checkpoint::weight_files(&tensors, max_shard_bytes)?;
+    Ok(files.into_iter().map(|(name, bytes)| (target.path(&name), bytes)).collect())
+}
+
+/// Names and bytes of the code that [`write`] puts beside the weights for `target`.
+pub fn code_files(target: Target) -> Vec<(String, u64)> {
+    let file = |(name, code): (&str, &str)| (target.path(name), code.len() as u64);
+    if target == Target::Hf { hf::CODE.map(file).to_vec() } else { Vec::new() }
+}
+
 /// Writes the targets of `emit` into `folder`, which holds the native one. `side_files` are those of its files that
 /// belong to the tokenizer and the like.
 ///
@@ -194,12 +229,12 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn file(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        let name = format!("{}/{name}", self.target.name());
+        let name = self.target.path(name);
         self.files.push(self.folder.add_file(&name, bytes)?);
         Ok(())
     }
 
-    fn tensors(&mut self, tensors: &[crate::checkpoint::Tensor]) -> Result<()> {
+    fn tensors(&mut self, tensors: &[checkpoint::Tensor]) -> Result<()> {
         let under = self.target.name();
         let (limit, interrupted) = (self.max_shard_bytes, self.interrupted);
         let written =
@@ -212,7 +247,7 @@ impl Writer<'_> {
     fn folder_around(&mut self, config: &Value, side_files: &[String]) -> Result<()> {
         self.file("config.json", format!("{config:#}\n").as_bytes())?;
         for name in side_files {
-            let copy = format!("{}/{name}", self.target.name());
+            let copy = self.target.path(name);
             self.files.push(self.folder.copy_within(name, &copy)?);
         }
         Ok(())

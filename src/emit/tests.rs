@@ -1,6 +1,7 @@
 //! Padded checkpoints answer as the model does; what a target cannot carry is refused by name.
 
 use super::*;
+use crate::checkpoint::Dtype;
 use crate::model::testing::*;
 use crate::model::{Layer, Score, Task, TokenSchedule};
 
@@ -27,6 +28,36 @@ fn padded_matrices_change_no_answer() {
         let (ours, theirs) = (answers(&model, &batch, None), answers(&dense, &batch, None));
         assert!(distance(&theirs, &ours) < 1e-6, "{family}, {task:?}");
         assert_eq!(config[model.family.keys.layers], 2);
+    }
+}
+
+/// Of every family and head, in every type of numbers.
+#[test]
+fn files_of_a_model_without_data_are_as_large_as_those_that_are_written() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let types = [Dtype::F32, Dtype::F16, Dtype::BF16].into_iter().cycle();
+    for (i, ((family, task), dtype)) in each().zip(types).enumerate() {
+        let from = dir.path().join(format!("{i}"));
+        std::fs::create_dir(&from).expect("a folder");
+        parts(family, task, 220 + i as u64).stored_as(dtype).write(&from);
+        let [model, outline] =
+            [Model::open(&from), Model::outline(&from)].map(|m| m.expect("a model"));
+        let carries = |target: &Target| target.refusal(&model).is_none();
+        let mut targets = Target::ALL[1..].to_vec();
+        targets.retain(carries);
+        let emit = Emit { targets, ..Emit::default() };
+        let mut folder = OutputFolder::replace(&from.with_extension("out")).expect("a folder");
+        let (notes, files) =
+            write(&emit, &model, &[], &mut folder, 3000, &|| false).expect("targets are written");
+        for (target, note) in emit.targets.into_iter().zip(notes) {
+            let weights = weight_files(target, &outline, emit.sign_planes, 3000).expect("sizes");
+            let sum: u64 = weights.iter().map(|(_, bytes)| bytes).sum();
+            assert_eq!(sum, note.weight_bytes, "{family}, {task:?}, {dtype}, {target:?}");
+            for (name, bytes) in [weights, code_files(target)].concat() {
+                let file = files.iter().find(|file| file.name == name);
+                assert_eq!(file.map(|file| file.bytes), Some(bytes), "{name}");
+            }
+        }
     }
 }
 

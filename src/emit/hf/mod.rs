@@ -17,7 +17,7 @@ pub fn refusal(model: &Model) -> Option<String> {
     unread(model).or_else(|| unwritten(model))
 }
 
-/// The tensors of `model` under the names of the code's modules, and its config.json.
+/// The tensors of `model` under the names of the code's modules, without data where it has none, and its config.json.
 pub fn parts(model: &Model) -> (Vec<Tensor>, Value) {
     let model = model.compacted();
     let bare = matches!(model.config.task, Task::Bare | Task::Embedding);
@@ -135,7 +135,7 @@ impl Parts {
                 // Always in blocks, and scales always by plane, row and group.
                 ("pq_rotation", _) if tensor.shape.len() == 2 => {
                     let shape = [1, tensor.shape[0], tensor.shape[1]];
-                    add(&part, Tensor::new("", tensor.dtype, &shape, tensor.bytes()));
+                    add(&part, tensor.reshaped(&shape));
                 }
                 ("", Weight::Dense(_)) => add("weight", tensor),
                 _ => add(&part, tensor),
@@ -170,6 +170,8 @@ fn form(weight: &Weight) -> &'static str {
 fn as_torch_has_it(tensor: Tensor) -> Tensor {
     let Tensor { name, dtype, shape, .. } = &tensor;
     match dtype {
+        Dtype::U16 if tensor.is_blank() => Tensor::blank(name.clone(), Dtype::I32, shape),
+        Dtype::U32 if tensor.is_blank() => Tensor::blank(name.clone(), Dtype::I64, shape),
         Dtype::U16 => {
             let pairs = tensor.bytes().chunks_exact(2);
             let wide: Vec<i32> = pairs.map(|b| u16::from_le_bytes([b[0], b[1]]) as i32).collect();
@@ -206,8 +208,7 @@ fn name(activation: Activation) -> &'static str {
 }
 
 fn first_row(table: &Tensor) -> Tensor {
-    let row = table.bytes().len() / table.shape[0].max(1);
-    Tensor::new(table.name.clone(), table.dtype, &table.shape[1..], &table.bytes()[..row])
+    table.rows(table.name.clone(), 0..1).reshaped(&table.shape[1..])
 }
 
 fn config(model: &Model, head: Value, matrices: Map<String, Value>) -> Value {

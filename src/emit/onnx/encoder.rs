@@ -5,7 +5,6 @@ use super::linear::Linears;
 use super::proto::{Attribute, Dim, Message, Type, value_info};
 use super::tokens::{Left, kept, pick, pick_rows, put};
 use super::{SignPlanes, tables};
-use crate::Result;
 use crate::model::family::{Activation, Positions};
 use crate::model::{Attention, FeedForward, Head, Layer, Linear, Model, Norm, PoolMode, Reads};
 use crate::runtime::relative_bucket;
@@ -30,11 +29,8 @@ struct Builder<'m> {
     outputs: Vec<Message>,
 }
 
-/// The graph of `model`, which is as it is stored.
-///
-/// # Errors
-/// If a tensor is of a type that no graph has.
-pub fn build(model: &Model, sign_planes: SignPlanes) -> Result<Built<'_>> {
+/// The graph of `model`, which is as it is stored. No data is read of it before that of a constant is.
+pub fn build(model: &Model, sign_planes: SignPlanes) -> Built<'_> {
     let mut builder = Builder {
         model,
         graph: Graph::default(),
@@ -47,16 +43,16 @@ pub fn build(model: &Model, sign_planes: SignPlanes) -> Result<Built<'_>> {
         names.push("token_type_ids");
     }
     let inputs = names.iter().map(|name| value_info(name, Type::I64, &sides)).collect();
-    let (x, left) = builder.encoder()?;
-    builder.head(&x, &left)?;
-    Ok(Built { graph: builder.graph, inputs, outputs: builder.outputs })
+    let (x, left) = builder.encoder();
+    builder.head(&x, &left);
+    Built { graph: builder.graph, inputs, outputs: builder.outputs }
 }
 
 impl<'m> Builder<'m> {
     /// The last hidden state, and which tokens are there: all, but for a head that reads the first alone.
-    fn encoder(&mut self) -> Result<(Value, Left)> {
+    fn encoder(&mut self) -> (Value, Left) {
         let model = self.model;
-        let mut x = self.embed()?;
+        let mut x = self.embed();
         let g = &mut self.graph;
         let zero = g.int(0);
         let live = g.op("Equal", &["attention_mask", &zero]);
@@ -78,10 +74,10 @@ impl<'m> Builder<'m> {
             let bins = drops.and_then(|t| t.layers[l].as_ref().map(|bins| (t, bins)));
             let only_first = firsts && last_attention == Some(l);
             let Some(attention) = &layer.attention else {
-                x = self.block(layer, x)?;
+                x = self.block(layer, x);
                 continue;
             };
-            let (mut context, probs) = self.attend(attention, &x, &bias, scores.as_deref())?;
+            let (mut context, probs) = self.attend(attention, &x, &bias, scores.as_deref());
             let mut residual = x;
             if only_first {
                 residual = self.graph.slice(&residual, 1, 0, 1);
@@ -98,18 +94,18 @@ impl<'m> Builder<'m> {
                 (Some([places, _]), None) => {
                     residual = pick_rows(&mut self.graph, &residual, places);
                     context = context.map(|c| pick_rows(&mut self.graph, &c, places));
-                    x = self.finish(attention, context, &residual)?;
-                    x = self.block(layer, x)?;
+                    x = self.finish(attention, context, &residual);
+                    x = self.block(layer, x);
                 }
                 (Some([places, _]), Some(before)) => {
-                    x = self.finish(attention, context, &residual)?;
-                    x = self.block(layer, x)?;
+                    x = self.finish(attention, context, &residual);
+                    x = self.block(layer, x);
                     states = Some(put(&mut self.graph, before, &x, &left));
                     x = pick_rows(&mut self.graph, &x, places);
                 }
                 (None, _) => {
-                    x = self.finish(attention, context, &residual)?;
-                    x = self.block(layer, x)?;
+                    x = self.finish(attention, context, &residual);
+                    x = self.block(layer, x);
                 }
             }
             if let Some([places, mask]) = cut {
@@ -117,7 +113,7 @@ impl<'m> Builder<'m> {
                 (bias, scores) = (self.mask_bias(&left), self.score_bias(&left));
             }
         }
-        let Some(mut states) = states else { return Ok((x, left)) };
+        let Some(mut states) = states else { return (x, left) };
         if model.reads() == Reads::Left {
             // Mean and maximum stay as they are when what is gone has the mean of what is left.
             let mean = self.mean(&x, &left);
@@ -129,12 +125,12 @@ impl<'m> Builder<'m> {
         let states = put(&mut self.graph, &states, &x, &left);
         let g = &mut self.graph;
         let (zero, one) = (g.ints(&[0]), g.ints(&[1]));
-        Ok((g.op("Slice", &[&states, &zero, &tokens, &one]), all))
+        (g.op("Slice", &[&states, &zero, &tokens, &one]), all)
     }
 
-    fn embed(&mut self) -> Result<Value> {
+    fn embed(&mut self) -> Value {
         let (config, e) = (&self.model.config, &self.model.embeddings);
-        let word = tables::rows(&mut self.graph, &e.word, "input_ids")?;
+        let word = tables::rows(&mut self.graph, &e.word, "input_ids");
         let g = &mut self.graph;
         let pad = match self.model.family.positions {
             Positions::FromZero => None,
@@ -156,28 +152,28 @@ impl<'m> Builder<'m> {
         };
         let mut x = word;
         if let Some(table) = &e.position {
-            let position = g.rows(table, &positions)?;
+            let position = g.rows(table, &positions);
             x = g.op("Add", &[&x, &position]);
         }
         if let Some(table) = &e.token_type {
             let row = match config.token_types {
                 1 => {
                     let first = g.int(0);
-                    g.rows(table, &first)?
+                    g.rows(table, &first)
                 }
-                _ => g.rows(table, "token_type_ids")?,
+                _ => g.rows(table, "token_type_ids"),
             };
             x = g.op("Add", &[&x, &row]);
         }
         if let Some(table) = &e.task_type {
             let first = g.int(0);
-            let row = g.rows(table, &first)?;
+            let row = g.rows(table, &first);
             x = g.op("Add", &[&x, &row]);
         }
-        x = self.norm(&e.norm, &x)?;
+        x = self.norm(&e.norm, &x);
         match &e.project {
             Some(project) => self.linear(project, &x),
-            None => Ok(x),
+            None => x,
         }
     }
 
@@ -193,17 +189,13 @@ impl<'m> Builder<'m> {
     fn score_bias(&mut self, left: &Left) -> Option<Value> {
         let table = self.model.relative_bias.as_ref()?;
         let heads = self.model.config.heads;
-        let name = "distance_bias";
-        let g = &mut self.graph;
-        let by_distance = match g.constants.iter().any(|c| c.name == name) {
-            true => name.to_string(),
-            false => {
-                let values = table.to_f32().expect("a floating type, as the loader checked");
-                let row = |d: i64| &values[relative_bucket(d) * heads..][..heads];
-                let rows: Vec<f32> = (-FAR..=FAR).flat_map(row).copied().collect();
-                g.floats(name, &[2 * FAR as usize + 1, heads], rows)
-            }
+        let rows = move || {
+            let values = table.to_f32().expect("a floating type, as the loader checked");
+            let row = |d: i64| &values[relative_bucket(d) * heads..][..heads];
+            (-FAR..=FAR).flat_map(row).copied().collect()
         };
+        let g = &mut self.graph;
+        let by_distance = g.floats("distance_bias", &[2 * FAR as usize + 1, heads], rows);
         let places = match &left.places {
             Some(places) => places.clone(),
             None => {
@@ -227,26 +219,27 @@ impl<'m> Builder<'m> {
         x: &str,
         mask: &str,
         scores: Option<&str>,
-    ) -> Result<(Option<Value>, Option<Value>)> {
+    ) -> (Option<Value>, Option<Value>) {
         let (heads, dim) = (attention.heads.len() as i64, attention.head_dim as i64);
         if heads == 0 {
-            return Ok((None, None));
+            return (None, None);
         }
-        let mut split = |linear: &'m Linear, perm: [i64; 4]| -> Result<Value> {
-            let y = self.linear(linear, x)?;
+        let mut split = |linear: &'m Linear, perm: [i64; 4]| -> Value {
+            let y = self.linear(linear, x);
             let y = self.graph.reshape(&y, &[0, 0, heads, dim]);
-            Ok(self.graph.transpose(&y, &perm))
+            self.graph.transpose(&y, &perm)
         };
-        let query = split(&attention.query, [0, 2, 1, 3])?;
-        let key = split(&attention.key, [0, 2, 3, 1])?;
-        let value = split(&attention.value, [0, 2, 1, 3])?;
+        let query = split(&attention.query, [0, 2, 1, 3]);
+        let key = split(&attention.key, [0, 2, 3, 1]);
+        let value = split(&attention.value, [0, 2, 1, 3]);
         let g = &mut self.graph;
         let product = g.op("MatMul", &[&query, &key]);
         let root = g.float((attention.head_dim as f32).sqrt());
         let mut sum = g.op("Div", &[&product, &root]);
         if let Some(bias) = scores {
             let left: Vec<i64> = attention.heads.iter().map(|&h| h as i64).collect();
-            let left = g.ints(&left);
+            // Which heads are left is no matter of the graph's size: plans know how many.
+            let left = g.list(&left);
             let bias = g.with("Gather", &[bias, &left], &[("axis", Attribute::Int(3))]);
             let bias = g.transpose(&bias, &[0, 3, 1, 2]);
             sum = g.op("Add", &[&sum, &bias]);
@@ -256,47 +249,42 @@ impl<'m> Builder<'m> {
         let context = g.op("MatMul", &[&probs, &value]);
         let context = g.transpose(&context, &[0, 2, 1, 3]);
         let context = g.reshape(&context, &[0, 0, heads * dim]);
-        Ok((Some(context), Some(probs)))
+        (Some(context), Some(probs))
     }
 
     /// Output projection, residual and norm.
-    fn finish(
-        &mut self,
-        a: &'m Attention,
-        context: Option<Value>,
-        residual: &str,
-    ) -> Result<Value> {
+    fn finish(&mut self, a: &'m Attention, context: Option<Value>, residual: &str) -> Value {
         let context = context.as_deref().unwrap_or(residual);
-        let y = self.linears.forward(&mut self.graph, &a.output, context, residual)?;
+        let y = self.linears.forward(&mut self.graph, &a.output, context, residual);
         let y = self.graph.op("Add", &[&y, residual]);
         self.norm(a.norm.as_ref().expect("other families are refused"), &y)
     }
 
     /// The feed-forward block of a layer, if it is there.
-    fn block(&mut self, layer: &'m Layer, x: Value) -> Result<Value> {
-        let Some(FeedForward { up, down, norm, .. }) = &layer.ffn else { return Ok(x) };
+    fn block(&mut self, layer: &'m Layer, x: Value) -> Value {
+        let Some(FeedForward { up, down, norm, .. }) = &layer.ffn else { return x };
         let y = match down.weight.cols() {
-            0 => self.linears.forward(&mut self.graph, down, &x, &x)?,
+            0 => self.linears.forward(&mut self.graph, down, &x, &x),
             _ => {
-                let units = self.linear(up, &x)?;
+                let units = self.linear(up, &x);
                 let units = self.activate(self.model.config.activation, &units);
-                self.linear(down, &units)?
+                self.linear(down, &units)
             }
         };
         let y = self.graph.op("Add", &[&y, &x]);
         self.norm(norm, &y)
     }
 
-    fn linear(&mut self, linear: &'m Linear, x: &str) -> Result<Value> {
+    fn linear(&mut self, linear: &'m Linear, x: &str) -> Value {
         self.linears.forward(&mut self.graph, linear, x, x)
     }
 
-    fn norm(&mut self, norm: &'m Norm, x: &str) -> Result<Value> {
+    fn norm(&mut self, norm: &'m Norm, x: &str) -> Value {
         let shift = norm.bias.as_ref().expect("other families are refused");
-        let (scale, shift) = (self.graph.wide(&norm.weight)?, self.graph.wide(shift)?);
+        let (scale, shift) = (self.graph.wide(&norm.weight), self.graph.wide(shift));
         let eps = Attribute::Float(self.model.config.eps);
         let attributes = [("axis", Attribute::Int(-1)), ("epsilon", eps)];
-        Ok(self.graph.with("LayerNormalization", &[x, &scale, &shift], &attributes))
+        self.graph.with("LayerNormalization", &[x, &scale, &shift], &attributes)
     }
 
     fn activate(&mut self, activation: Activation, x: &str) -> Value {
@@ -355,23 +343,23 @@ impl<'m> Builder<'m> {
         g.op("Div", &[&sum, &count])
     }
 
-    fn head(&mut self, x: &str, left: &Left) -> Result<()> {
+    fn head(&mut self, x: &str, left: &Left) {
         let (model, config) = (self.model, &self.model.config);
         let [batch, sequence] = [Dim::Named("batch"), Dim::Named("sequence")];
         match &model.head {
             Head::SequenceClassification { dense, activation, out, .. } => {
                 let first = self.first(x);
-                let pooled = self.linear(dense, &first)?;
+                let pooled = self.linear(dense, &first);
                 let pooled = self.activate(*activation, &pooled);
-                let logits = self.linear(out, &pooled)?;
+                let logits = self.linear(out, &pooled);
                 self.output("logits", &logits, &[batch, Dim::Fixed(out.weight.rows())]);
             }
             Head::TokenClassification { out } => {
-                let logits = self.linear(out, x)?;
+                let logits = self.linear(out, x);
                 self.output("logits", &logits, &[batch, sequence, Dim::Fixed(out.weight.rows())]);
             }
             Head::QuestionAnswering { out } => {
-                let logits = self.linear(out, x)?;
+                let logits = self.linear(out, x);
                 for (i, name) in ["start_logits", "end_logits"].into_iter().enumerate() {
                     let (index, axis) = (self.graph.int(i as i64), Attribute::Int(2));
                     let one = self.graph.with("Gather", &[&logits, &index], &[("axis", axis)]);
@@ -379,16 +367,16 @@ impl<'m> Builder<'m> {
                 }
             }
             Head::MaskedLm { dense, activation, norm, decoder, bias } => {
-                let states = self.linear(dense, x)?;
+                let states = self.linear(dense, x);
                 let states = self.activate(*activation, &states);
-                let states = self.norm(norm, &states)?;
+                let states = self.norm(norm, &states);
                 let table = match decoder {
-                    Some(decoder) => self.graph.wide(decoder)?,
-                    None => tables::all(&mut self.graph, &model.embeddings.word)?,
+                    Some(decoder) => self.graph.wide(decoder),
+                    None => tables::all(&mut self.graph, &model.embeddings.word),
                 };
                 let table = self.graph.transpose(&table, &[1, 0]);
                 let logits = self.graph.op("MatMul", &[&states, &table]);
-                let bias = self.graph.wide(bias)?;
+                let bias = self.graph.wide(bias);
                 let logits = self.graph.op("Add", &[&logits, &bias]);
                 self.output("logits", &logits, &[batch, sequence, Dim::Fixed(config.vocab)]);
             }
@@ -396,7 +384,7 @@ impl<'m> Builder<'m> {
                 self.output("last_hidden_state", x, &[batch, sequence, Dim::Fixed(config.hidden)]);
                 if let Some(pooler) = pooler {
                     let first = self.first(x);
-                    let pooled = self.linear(pooler, &first)?;
+                    let pooled = self.linear(pooler, &first);
                     let pooled = self.graph.op("Tanh", &[&pooled]);
                     self.output("pooler_output", &pooled, &[batch, Dim::Fixed(config.pooled)]);
                 }
@@ -425,7 +413,6 @@ impl<'m> Builder<'m> {
                 self.output("sentence_embedding", &pooled, &[batch, Dim::Fixed(config.hidden)]);
             }
         }
-        Ok(())
     }
 
     /// State of the first token, `[batch, width]`.

@@ -1,15 +1,13 @@
 //! A graph under construction: nodes in the order of computation, constants whose bytes are made when they are written.
 
 use super::proto::{self, Attribute, Message, Type};
-use crate::Result;
 use crate::checkpoint::{Dtype, Tensor};
-use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 /// The name of a value.
 pub type Value = String;
 
-/// A constant of the graph.
+/// A constant of the graph. Its name, type and shape say how large it is, of a model without data too.
 pub struct Constant<'m> {
     pub name: String,
     pub kind: Type,
@@ -20,9 +18,43 @@ pub struct Constant<'m> {
 /// Makes the bytes of a constant.
 type Data<'m> = Box<dyn Fn() -> Vec<u8> + 'm>;
 
-impl Constant<'_> {
+impl<'m> Constant<'m> {
+    /// Numbers, `dims`, stored as `dtype`: F32 or F16, and BF16 as F32, which every runtime has.
+    pub fn numbers(
+        name: &str,
+        dims: &[usize],
+        dtype: Dtype,
+        values: impl Fn() -> Vec<f32> + 'm,
+    ) -> Constant<'m> {
+        let (name, dims) = (name.to_string(), dims.to_vec());
+        let dtype = plain(dtype);
+        let shape = dims.clone();
+        let data = move || Tensor::from_f32("", &shape, &values(), dtype).bytes().to_vec();
+        Constant { name, kind: Type::of(dtype), dims, data: Box::new(data) }
+    }
+
     pub fn bytes(&self) -> usize {
         self.dims.iter().product::<usize>() * self.kind.bytes()
+    }
+}
+
+/// A tensor of the model as it is stored, but BF16 as F32.
+impl From<&Tensor> for Constant<'_> {
+    fn from(tensor: &Tensor) -> Self {
+        let (tensor, dtype) = (tensor.clone(), plain(tensor.dtype));
+        let (name, dims) = (tensor.name.clone(), tensor.shape.clone());
+        let data = move || {
+            let bytes = match tensor.dtype == dtype {
+                true => tensor.bytes().to_vec(),
+                false => {
+                    let values = tensor.to_f32().expect("BF16 is a floating type");
+                    bytemuck::cast_slice(&values).to_vec()
+                }
+            };
+            tensor.release();
+            bytes
+        };
+        Constant { name, kind: Type::of(dtype), dims, data: Box::new(data) }
     }
 }
 
@@ -30,8 +62,8 @@ impl Constant<'_> {
 pub struct Graph<'m> {
     pub nodes: Vec<Message>,
     pub constants: Vec<Constant<'m>>,
-    /// Names of the constants.
-    known: HashSet<String>,
+    /// Where each constant is, by its name.
+    known: HashMap<String, usize>,
     /// Whether a node is one of Microsoft's.
     pub contrib: bool,
 }
@@ -100,29 +132,37 @@ impl<'m> Graph<'m> {
         data: impl Fn() -> Vec<u8> + 'm,
     ) -> Value {
         let name = name.to_string();
-        if !self.known.insert(name.clone()) {
-            // A table that is looked up twice, or a small number.
-            let same = |c: &&Constant| c.name == name && c.kind == kind && c.dims == dims;
-            assert!(self.constants.iter().any(|c| same(&c)), "constant `{name}` is one thing");
+        self.stored(Constant { name, kind, dims: dims.to_vec(), data: Box::new(data) })
+    }
+
+    /// As [`Graph::constant`].
+    pub fn stored(&mut self, constant: impl Into<Constant<'m>>) -> Value {
+        let constant = constant.into();
+        let name = constant.name.clone();
+        let Some(&at) = self.known.get(&name) else {
+            self.known.insert(name.clone(), self.constants.len());
+            self.constants.push(constant);
             return name;
-        }
-        self.constants.push(Constant {
-            name: name.clone(),
-            kind,
-            dims: dims.to_vec(),
-            data: Box::new(data),
-        });
+        };
+        // A table that is looked up twice, or a small number.
+        let Constant { kind, dims, .. } = &self.constants[at];
+        assert!((kind, dims) == (&constant.kind, &constant.dims), "constant `{name}` is one thing");
         name
     }
 
     /// Integers, `[values]`.
     pub fn ints(&mut self, values: &[i64]) -> Value {
-        let name = match values.len() {
-            0..=8 => format!("ints{}", values.iter().map(|v| format!("_{v}")).collect::<String>()),
-            _ => format!("list_{}", self.constants.len()),
-        };
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.small(name, Type::I64, &[values.len()], bytes)
+        if values.len() > 8 {
+            return self.list(values);
+        }
+        let name = format!("ints{}", values.iter().map(|v| format!("_{v}")).collect::<String>());
+        self.small(name, Type::I64, &[values.len()], integers(values))
+    }
+
+    /// As [`Graph::ints`], of which the size of the graph does not depend on what the integers are.
+    pub fn list(&mut self, values: &[i64]) -> Value {
+        let name = format!("list_{}", self.constants.len());
+        self.small(name, Type::I64, &[values.len()], integers(values))
     }
 
     /// One integer, without a dimension.
@@ -150,48 +190,35 @@ impl<'m> Graph<'m> {
         self.constant(&name, kind, dims, move || bytes.clone())
     }
 
-    /// f32 numbers that were made here.
-    pub fn floats(&mut self, name: &str, dims: &[usize], values: Vec<f32>) -> Value {
-        self.constant(name, Type::F32, dims, move || bytemuck::cast_slice(&values).to_vec())
+    /// f32 numbers that are made when they are written.
+    pub fn floats(
+        &mut self,
+        name: &str,
+        dims: &[usize],
+        values: impl Fn() -> Vec<f32> + 'm,
+    ) -> Value {
+        self.stored(Constant::numbers(name, dims, Dtype::F32, values))
     }
 
-    /// A tensor of the model as it is stored, but bf16 as f32, which every runtime has.
-    ///
-    /// # Errors
-    /// If it is of no type that a graph has.
-    pub fn stored(&mut self, tensor: &Tensor) -> Result<Value> {
-        let tensor = plain(tensor)?.into_owned();
-        let (name, dims) = (tensor.name.clone(), tensor.shape.clone());
-        Ok(self.constant(&name, Type::of(tensor.dtype), &dims, move || {
-            let bytes = tensor.bytes().to_vec();
-            tensor.release();
-            bytes
-        }))
-    }
-
-    /// A floating tensor of the model, as f32 where it is used. Runtimes widen it once, when they load.
-    ///
-    /// # Errors
-    /// As [`Graph::stored`].
-    pub fn wide(&mut self, tensor: &Tensor) -> Result<Value> {
-        let kind = Type::of(plain(tensor)?.dtype);
-        let stored = self.stored(tensor)?;
-        Ok(if kind == Type::F32 { stored } else { self.cast(&stored, Type::F32) })
+    /// Floating numbers, as f32 where they are used. Runtimes widen them once, when they load.
+    pub fn wide(&mut self, numbers: impl Into<Constant<'m>>) -> Value {
+        let numbers = numbers.into();
+        let kind = numbers.kind;
+        let stored = self.stored(numbers);
+        if kind == Type::F32 { stored } else { self.cast(&stored, Type::F32) }
     }
 
     pub fn cast(&mut self, x: &str, to: Type) -> Value {
         self.with("Cast", &[x], &[("to", Attribute::Int(to as i64))])
     }
 
-    /// Rows of a table of the model, as f32.
-    ///
-    /// # Errors
-    /// As [`Graph::stored`].
-    pub fn rows(&mut self, table: &Tensor, ids: &str) -> Result<Value> {
-        let kind = Type::of(plain(table)?.dtype);
-        let stored = self.stored(table)?;
+    /// Rows of a table, as f32.
+    pub fn rows(&mut self, table: impl Into<Constant<'m>>, ids: &str) -> Value {
+        let table = table.into();
+        let kind = table.kind;
+        let stored = self.stored(table);
         let rows = self.op("Gather", &[&stored, ids]);
-        Ok(if kind == Type::F32 { rows } else { self.cast(&rows, Type::F32) })
+        if kind == Type::F32 { rows } else { self.cast(&rows, Type::F32) }
     }
 
     pub fn unsqueeze(&mut self, x: &str, axes: &[i64]) -> Value {
@@ -236,15 +263,11 @@ impl<'m> Graph<'m> {
     }
 }
 
-/// `tensor` in a type that every runtime has.
-fn plain(tensor: &Tensor) -> Result<Cow<'_, Tensor>> {
-    Ok(match tensor.dtype {
-        Dtype::BF16 => Cow::Owned(Tensor::from_f32(
-            tensor.name.clone(),
-            &tensor.shape,
-            &tensor.to_f32()?,
-            Dtype::F32,
-        )),
-        _ => Cow::Borrowed(tensor),
-    })
+/// The type that every runtime has of what is stored as `dtype`.
+fn plain(dtype: Dtype) -> Dtype {
+    if dtype == Dtype::BF16 { Dtype::F32 } else { dtype }
+}
+
+fn integers(values: &[i64]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }

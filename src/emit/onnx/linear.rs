@@ -1,12 +1,11 @@
 //! Linear layers: products with f32, with bytes, or with what a graph unpacks when it is loaded.
 
 use super::SignPlanes;
-use super::graph::{Graph, Value};
+use super::graph::{Constant, Graph, Value};
 use super::proto::{Attribute, Type};
-use crate::Result;
-use crate::checkpoint::{Dtype, Tensor};
+use crate::checkpoint::Dtype;
 use crate::model::binary::whole_levels;
-use crate::model::{Binary, DoubleBinary, Int8, Linear, LowRank, Weight};
+use crate::model::{Binary, DoubleBinary, Int8, Linear, LowRank, Scales, Weight};
 use std::collections::HashMap;
 
 /// Writes linear layers, and rounds inputs that several of them share once.
@@ -37,30 +36,27 @@ impl Linears {
     }
 
     /// The layer over `x`, `[.., in]`. `like`: a value with the same sides but the last, where the layer has no inputs.
-    ///
-    /// # Errors
-    /// If a tensor is of a type that no graph has.
     pub fn forward<'m>(
         &mut self,
         graph: &mut Graph<'m>,
         linear: &'m Linear,
         x: &str,
         like: &str,
-    ) -> Result<Value> {
+    ) -> Value {
         let weight = &linear.weight;
-        let bias = linear.bias.as_ref().map(|b| graph.wide(b)).transpose()?;
+        let bias = linear.bias.as_ref().map(|b| graph.wide(b));
         if weight.cols() == 0 {
             let first = graph.slice(like, -1, 0, 1);
             let zero = graph.float(0.0);
             let nothing = graph.op("Mul", &[&first, &zero]);
             let bias = bias.expect("a layer has a bias");
-            return Ok(graph.op("Add", &[&nothing, &bias]));
+            return graph.op("Add", &[&nothing, &bias]);
         }
         let bits = linear.activations.bits();
         let product = match weight {
             Weight::Dense(tensor) => {
                 let inputs = self.values(graph, x, bits);
-                let matrix = transposed(graph, tensor)?;
+                let matrix = transposed(graph, Constant::from(tensor));
                 graph.op("MatMul", &[&inputs, &matrix])
             }
             Weight::Int8(int8) => self.int8(graph, int8, x, bits),
@@ -68,23 +64,19 @@ impl Linears {
             Weight::Double(double) => self.double(graph, double, x, bits),
             // Of tables alone; a layer cannot have them.
             Weight::Subspace(_) | Weight::Factored(_) => {
-                let values = weight.to_f32()?.into_owned();
-                let shape = [weight.rows(), weight.cols()];
-                let tensor = Tensor::from_f32(
-                    format!("{}.weight", weight.name()),
-                    &shape,
-                    &values,
-                    Dtype::F32,
-                );
+                let (name, shape) =
+                    (format!("{}.weight", weight.name()), [weight.rows(), weight.cols()]);
+                let values = || weight.to_f32().expect("a packed form is expanded").into_owned();
                 let inputs = self.values(graph, x, bits);
-                let matrix = transposed(graph, &tensor)?;
+                let constant = Constant::numbers(&name, &shape, Dtype::F32, values);
+                let matrix = transposed(graph, constant);
                 graph.op("MatMul", &[&inputs, &matrix])
             }
         };
-        Ok(match bias {
+        match bias {
             Some(bias) => graph.op("Add", &[&product, &bias]),
             None => product,
-        })
+        }
     }
 
     fn int8<'m>(
@@ -98,14 +90,16 @@ impl Linears {
         let codes = graph.constant(&format!("{name}.codes"), Type::I8, &[cols, rows], move || {
             flip(bytemuck::cast_slice(&int8.codes), [rows, cols], 1)
         });
-        let scale = graph.floats(&format!("{name}.scale"), &[rows], int8.scales.values.clone());
+        let scale = || int8.scales.values.clone();
+        let scale = graph.floats(&format!("{name}.scale"), &[rows], scale);
         if bits.is_none() {
             let codes = graph.cast(&codes, Type::F32);
             let product = graph.op("MatMul", &[x, &codes]);
             return graph.op("Mul", &[&product, &scale]);
         }
-        let sums = int8.codes.chunks_exact(cols).map(|row| row.iter().map(|&c| c as f32).sum());
-        let sums = graph.floats(&format!("{name}.sums"), &[rows], sums.collect());
+        let sum = |row: &[i8]| row.iter().map(|&c| c as f32).sum();
+        let sums = move || int8.codes.chunks_exact(cols).map(sum).collect();
+        let sums = graph.floats(&format!("{name}.sums"), &[rows], sums);
         let product = self.by_bytes(graph, &codes, &sums, x, bits);
         let product = graph.op("Mul", &[&product, &scale]);
         let rounded = self.rounded(graph, x, bits.unwrap_or_default());
@@ -135,7 +129,7 @@ impl Linears {
                     let words = words(binary, plane);
                     let at = format!("{name}.plane{plane}");
                     let term = self.signs_by_bytes(graph, &at, words, [rows, cols], x, bits);
-                    let scales = binary.scales[plane * rows..(plane + 1) * rows].to_vec();
+                    let scales = move || binary.scales[plane * rows..(plane + 1) * rows].to_vec();
                     let scales = graph.floats(&format!("{at}.scale"), &[rows], scales);
                     terms.push(graph.op("Mul", &[&term, &scales]));
                 }
@@ -167,7 +161,7 @@ impl Linears {
             whole_levels(&scales, Int8::MOST)
         };
         // A row of zeros has no unit, and needs none.
-        let units: Vec<f32> = (0..rows).map(|r| of_row(r).1.max(1e-30)).collect();
+        let units = move || (0..rows).map(|r| of_row(r).1.max(1e-30)).collect();
         let units = graph.floats(&format!("{name}.unit"), &[rows], units);
         let codes = match self.sign_planes {
             SignPlanes::Int8 => {
@@ -211,10 +205,10 @@ impl Linears {
     ) -> Value {
         let DoubleBinary { name, rows, cols, rank, u, v, a, m, b } = double;
         let (rows, cols, rank) = (*rows, *cols, *rank);
-        let mut scale = |part: &str, values: &[f32]| {
-            graph.floats(&format!("{name}.{part}"), &[values.len()], values.to_vec())
+        let mut scale = |part: &str, n: usize, scales: &'m Scales| {
+            graph.floats(&format!("{name}.{part}"), &[n], || scales.values.clone())
         };
-        let (a, m, b) = (scale("a", &a.values), scale("m", &m.values), scale("b", &b.values));
+        let (a, m, b) = (scale("a", rows, a), scale("m", rank, m), scale("b", cols, b));
         let x = graph.op("Mul", &[x, &b]);
         let inner = self.signs(graph, &format!("{name}.v"), v, [rank, cols], &x, bits);
         let inner = graph.op("Mul", &[&inner, &m]);
@@ -271,7 +265,8 @@ impl Linears {
             }
         };
         let ones = |row: &[u32]| row.iter().map(|w| w.count_ones()).sum::<u32>() as f32;
-        let sums = words.chunks_exact(line).map(|row| 2.0 * ones(row) - cols as f32).collect();
+        let sum = move |row: &[u32]| 2.0 * ones(row) - cols as f32;
+        let sums = move || words.chunks_exact(line).map(sum).collect();
         let sums = graph.floats(&format!("{name}.sums"), &[rows], sums);
         self.by_bytes(graph, &bytes, &sums, x, Some(bits))
     }
@@ -347,29 +342,22 @@ fn sum(graph: &mut Graph, terms: Vec<Value>) -> Value {
     total.expect("a plane")
 }
 
-fn words(binary: &Binary, plane: usize) -> &[u32] {
+/// The signs of one plane, `[rows, words]`; of a matrix without data there are none.
+pub fn words(binary: &Binary, plane: usize) -> &[u32] {
     let size = binary.rows * binary.cols.div_ceil(32);
-    &binary.signs[plane * size..(plane + 1) * size]
+    binary.signs.get(plane * size..(plane + 1) * size).unwrap_or_default()
 }
 
-/// A matrix of the model as `MatMul` wants it, `[in, out]` in f32.
-fn transposed(graph: &mut Graph, tensor: &Tensor) -> Result<Value> {
-    let tensor = match tensor.dtype {
-        Dtype::BF16 => {
-            let values = tensor.to_f32()?;
-            Tensor::from_f32(tensor.name.clone(), &tensor.shape, &values, Dtype::F32)
-        }
-        _ => tensor.clone(),
-    };
-    let kind = Type::of(tensor.dtype);
-    let [rows, cols] = [tensor.shape[0], tensor.shape[1]];
-    let name = format!("{}.transposed", tensor.name);
-    let matrix = graph.constant(&name, kind, &[cols, rows], move || {
-        let bytes = flip(tensor.bytes(), [rows, cols], kind.bytes());
-        tensor.release();
-        bytes
-    });
-    Ok(if kind == Type::F32 { matrix } else { graph.cast(&matrix, Type::F32) })
+/// A matrix as `MatMul` wants it, `[in, out]` in f32.
+fn transposed<'m>(graph: &mut Graph<'m>, matrix: Constant<'m>) -> Value {
+    let Constant { name, kind, dims, data } = matrix;
+    let [rows, cols] = [dims[0], dims[1]];
+    graph.wide(Constant {
+        name: format!("{name}.transposed"),
+        kind,
+        dims: vec![cols, rows],
+        data: Box::new(move || flip(&data(), [rows, cols], kind.bytes())),
+    })
 }
 
 /// `[rows, cols]` to `[cols, rows]`, entries of `size` bytes.
@@ -385,21 +373,26 @@ fn flip(bytes: &[u8], [rows, cols]: [usize; 2], size: usize) -> Vec<u8> {
 }
 
 /// The two factors of a residual as `MatMul` wants them: `[rank, rows]` and `[cols, rank]`.
-fn factors(graph: &mut Graph, name: &str, low: &LowRank, rows: usize, cols: usize) -> [Value; 2] {
+fn factors<'m>(
+    graph: &mut Graph<'m>,
+    name: &str,
+    low: &'m LowRank,
+    rows: usize,
+    cols: usize,
+) -> [Value; 2] {
     let rank = low.rank;
-    let mut factor = |part: &str, [lines, width]: [usize; 2], values: &[f32]| {
-        let values: Vec<f32> =
-            (0..values.len()).map(|i| values[i % lines * width + i / lines]).collect();
-        let (dims, name) = ([width, lines], format!("{name}.{part}"));
-        if low.steps.is_some() {
-            return graph.floats(&name, &dims, values);
-        }
-        // As it is stored: f16 holds them exactly.
-        let half = Tensor::from_f32(name.clone(), &dims, &values, Dtype::F16);
-        let stored = graph.constant(&name, Type::F16, &dims, move || half.bytes().to_vec());
-        graph.cast(&stored, Type::F32)
+    let mut factor = |part: &str, [lines, width]: [usize; 2], values: &'m [f32]| {
+        let flipped =
+            move || (0..values.len()).map(|i| values[i % lines * width + i / lines]).collect();
+        let name = format!("{name}.{part}");
+        graph.wide(Constant::numbers(&name, &[width, lines], factor_dtype(low), flipped))
     };
     [factor("lowrank_u", [rows, rank], &low.u), factor("lowrank_v", [rank, cols], &low.v)]
+}
+
+/// The type that holds the factors of a residual exactly.
+pub fn factor_dtype(low: &LowRank) -> Dtype {
+    if low.steps.is_some() { Dtype::F32 } else { Dtype::F16 }
 }
 
 /// The sum of the planes of a matrix, `[out, in]` in f32, made when the graph is loaded.
@@ -413,15 +406,13 @@ fn unpacked<'m>(graph: &mut Graph<'m>, binary: &'m Binary) -> Value {
 }
 
 /// Scales of sign planes: `[planes, rows]`, or `[planes, rows, in]` where columns have groups.
-pub fn spread_scales(graph: &mut Graph, binary: &Binary) -> Value {
+pub fn spread_scales<'m>(graph: &mut Graph<'m>, binary: &'m Binary) -> Value {
     let (planes, rows, cols, group) = (binary.planes, binary.rows, binary.cols, binary.group);
     let groups = cols.div_ceil(group);
     let dims = if groups == 1 { vec![planes, rows] } else { vec![planes, rows, groups] };
     let name = format!("{}.scale", binary.name);
-    let tensor = Tensor::from_f32(name.clone(), &dims, &binary.scales, binary.scale_dtype);
-    let kind = Type::of(tensor.dtype);
-    let stored = graph.constant(&name, kind, &dims, move || tensor.bytes().to_vec());
-    let scales = if kind == Type::F32 { stored } else { graph.cast(&stored, Type::F32) };
+    let scales = || binary.scales.clone();
+    let scales = graph.wide(Constant::numbers(&name, &dims, binary.scale_dtype, scales));
     if groups == 1 {
         return scales;
     }
@@ -480,8 +471,10 @@ fn nbits<'m>(graph: &mut Graph<'m>, binary: &'m Binary, plane: usize, x: &str) -
         }
         out
     });
-    let scales = &binary.scales[plane * rows..(plane + 1) * rows];
-    let scales = scales.iter().flat_map(|&s| vec![s; blocks]).collect();
+    let scales = move || {
+        let scales = &binary.scales[plane * rows..(plane + 1) * rows];
+        scales.iter().flat_map(|&s| vec![s; blocks]).collect()
+    };
     let scales = graph.floats(&format!("{at}.scale"), &[rows, blocks], scales);
     let int = |n: usize| Attribute::Int(n as i64);
     graph.contrib(

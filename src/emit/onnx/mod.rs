@@ -20,6 +20,7 @@ use crate::{Error, Result};
 use encoder::Built;
 use graph::Constant;
 use proto::{Message, RAW_DATA, external, prefix, tensor};
+use std::borrow::Cow;
 
 /// How layers of sign planes multiply.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,19 +57,23 @@ impl SignPlanes {
         })
     }
 
+    /// What of `model` is in the way of sign planes that are written so: scales of groups, which bytes cannot have.
+    pub fn refusal(self, model: &Model) -> Option<String> {
+        let grouped = |l: &&Linear| matches!(&l.weight, Weight::Binary(b) if b.group < b.cols);
+        let found = model.linears().into_iter().find(grouped);
+        let found = found.filter(|_| self != SignPlanes::Unpack)?;
+        Some(format!("columns of `{}` have scales by groups", found.weight.name()))
+    }
+
     /// Checks that the sign planes of `model` can be written so.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] for scales of groups, which bytes cannot have.
+    /// [`Error::Mismatch`] for what [`SignPlanes::refusal`] finds.
     pub(super) fn check(self, model: &Model, written: bool) -> Result<()> {
-        if self == SignPlanes::Unpack || !written {
-            return Ok(());
-        }
-        let grouped = |l: &&Linear| matches!(&l.weight, Weight::Binary(b) if b.group < b.cols);
-        match model.linears().into_iter().find(grouped) {
+        match self.refusal(model).filter(|_| written) {
             None => Ok(()),
-            Some(linear) => Err(Error::Mismatch {
-                found: format!("columns of `{}` have scales by groups", linear.weight.name()),
+            Some(found) => Err(Error::Mismatch {
+                found,
                 expected: format!("sign planes written as `{}` have one a row", self.name()),
                 advice: "leave --onnx-binary out, or run `binarize` without `group`",
             }),
@@ -101,6 +106,8 @@ pub fn refusal(model: &Model) -> Option<String> {
 
 /// Where hubs look for it.
 const FILE: &str = "onnx/model.onnx";
+const DATA_FILE: &str = "onnx/model.onnx_data";
+/// [`DATA_FILE`] as [`FILE`] names it.
 const DATA: &str = "model.onnx_data";
 
 /// Protobuf ends at 2 GiB: from here on constants stand beside the file.
@@ -113,7 +120,7 @@ const ALIGN: u64 = 4096;
 /// Writes `model` below `onnx/`.
 ///
 /// # Errors
-/// If a tensor is of a type that no graph has, and what the folder refuses.
+/// What the folder refuses, and [`Error::Interrupted`].
 pub fn write(
     model: &Model,
     sign_planes: SignPlanes,
@@ -121,6 +128,13 @@ pub fn write(
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Vec<WrittenFile>> {
     write_within(LARGE, model, sign_planes, folder, interrupted)
+}
+
+/// Names and bytes of the files that [`write`] makes of `model`. No data is read of it: it may have none.
+pub fn files(model: &Model, sign_planes: SignPlanes) -> Vec<(String, u64)> {
+    let model = model.compacted();
+    let files = lay_out(encoder::build(&model, sign_planes), LARGE);
+    files.iter().map(|file| (file.name.to_string(), file.bytes())).collect()
 }
 
 /// As [`write`], with constants in another file where all together have more than `large` bytes.
@@ -132,83 +146,112 @@ fn write_within(
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Vec<WrittenFile>> {
     let model = model.compacted();
-    let Built { graph, inputs, outputs } = encoder::build(&model, sign_planes)?;
+    let mut written = Vec::new();
+    for file in lay_out(encoder::build(&model, sign_planes), large) {
+        written.push(folder.add_pieces(file.name, |write| {
+            for piece in &file.pieces {
+                if interrupted() {
+                    return Err(Error::Interrupted);
+                }
+                write(&piece.content())?;
+            }
+            Ok(())
+        })?);
+    }
+    Ok(written)
+}
+
+/// A file that is still to be written, piece behind piece.
+struct File<'m> {
+    name: &'static str,
+    pieces: Vec<Piece<'m>>,
+}
+
+enum Piece<'m> {
+    Bytes(Vec<u8>),
+    /// The bytes of this constant, which are made when it is its turn.
+    Data(Constant<'m>),
+}
+
+impl File<'_> {
+    fn bytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.bytes() as u64).sum()
+    }
+}
+
+impl Piece<'_> {
+    fn bytes(&self) -> usize {
+        match self {
+            Piece::Bytes(bytes) => bytes.len(),
+            Piece::Data(constant) => constant.bytes(),
+        }
+    }
+
+    fn content(&self) -> Cow<'_, [u8]> {
+        match self {
+            Piece::Bytes(bytes) => Cow::Borrowed(bytes),
+            Piece::Data(constant) => {
+                let data = (constant.data)();
+                let Constant { name, .. } = constant;
+                assert_eq!(
+                    data.len(),
+                    self.bytes(),
+                    "constant `{name}` has the bytes of its shape"
+                );
+                Cow::Owned(data)
+            }
+        }
+    }
+}
+
+/// The graph as a `ModelProto`; its constants in a file of their own where all together have more than `large` bytes.
+fn lay_out(built: Built<'_>, large: usize) -> Vec<File<'_>> {
+    let Built { graph, inputs, outputs } = built;
     let bytes: usize = graph.constants.iter().map(Constant::bytes).sum();
-    let outside = |c: &Constant| bytes > large && c.bytes() >= SMALL;
 
     let mut body = Message::default();
     for node in &graph.nodes {
         body = body.message(1, node);
     }
     body = body.text(2, "compress");
-    let mut end = 0u64;
-    let mut heads = Vec::new();
-    for constant in &graph.constants {
-        let head = tensor(&constant.name, constant.kind, &constant.dims);
-        heads.push(match outside(constant) {
-            true => {
-                let start = end.next_multiple_of(ALIGN);
-                end = start + constant.bytes() as u64;
-                external(head, DATA, start, constant.bytes() as u64).0
-            }
-            false => [head.0, prefix(RAW_DATA, constant.bytes())].concat(),
-        });
-    }
     for (field, list) in [(11, &inputs), (12, &outputs)] {
         for value in list {
             body = body.message(field, value);
         }
     }
-    let inline = |c: &Constant| if outside(c) { 0 } else { c.bytes() };
-    let sizes: Vec<usize> =
-        heads.iter().zip(&graph.constants).map(|(head, c)| head.len() + inline(c)).collect();
-    let total = body.0.len() + sizes.iter().map(|&n| prefix(5, n).len() + n).sum::<usize>();
+    // `TensorProto` by `TensorProto`, with or without its bytes.
+    let (mut tensors, mut outside) = (Vec::new(), Vec::new());
+    let mut end = 0u64;
+    for constant in graph.constants {
+        let head = tensor(&constant.name, constant.kind, &constant.dims);
+        let size = constant.bytes();
+        if bytes > large && size >= SMALL {
+            let start = end.next_multiple_of(ALIGN);
+            let head = external(head, DATA, start, size as u64).0;
+            tensors.push(Piece::Bytes([prefix(5, head.len()), head].concat()));
+            outside.push(Piece::Bytes(vec![0; (start - end) as usize]));
+            outside.push(Piece::Data(constant));
+            end = start + size as u64;
+        } else {
+            let head = [head.0, prefix(RAW_DATA, size)].concat();
+            tensors.push(Piece::Bytes([prefix(5, head.len() + size), head].concat()));
+            tensors.push(Piece::Data(constant));
+        }
+    }
 
+    let total = body.0.len() + tensors.iter().map(Piece::bytes).sum::<usize>();
     let start = Message::default().int(1, 8).text(2, "compress").text(3, env!("CARGO_PKG_VERSION"));
     let opset = |domain: &str, version| Message::default().text(1, domain).int(2, version);
     let mut rest = Message::default().message(8, &opset("", 18));
     if graph.contrib {
         rest = rest.message(8, &opset("com.microsoft", 1));
     }
-    let stop = || if interrupted() { Err(Error::Interrupted) } else { Ok(()) };
-    let mut files = vec![folder.add_pieces(FILE, |write| {
-        write(&start.0)?;
-        write(&prefix(7, total))?;
-        write(&body.0)?;
-        for ((head, constant), &size) in heads.iter().zip(&graph.constants).zip(&sizes) {
-            stop()?;
-            write(&prefix(5, size))?;
-            write(head)?;
-            if !outside(constant) {
-                write(&data(constant))?;
-            }
-        }
-        write(&rest.0)
-    })?];
-    if end > 0 {
-        let path = FILE.replace("model.onnx", DATA);
-        files.push(folder.add_pieces(&path, |write| {
-            let mut at = 0u64;
-            for constant in graph.constants.iter().filter(|c| outside(c)) {
-                stop()?;
-                let gap = at.next_multiple_of(ALIGN) - at;
-                write(&vec![0; gap as usize])?;
-                write(&data(constant))?;
-                at += gap + constant.bytes() as u64;
-            }
-            Ok(())
-        })?);
+    let mut pieces = vec![Piece::Bytes([start.0, prefix(7, total), body.0].concat())];
+    pieces.extend(tensors);
+    pieces.push(Piece::Bytes(rest.0));
+    let mut files = vec![File { name: FILE, pieces }];
+    if !outside.is_empty() {
+        files.push(File { name: DATA_FILE, pieces: outside });
     }
-    Ok(files)
-}
-
-fn data(constant: &Constant) -> Vec<u8> {
-    let data = (constant.data)();
-    assert_eq!(
-        data.len(),
-        constant.bytes(),
-        "constant `{}` has the bytes of its shape",
-        constant.name
-    );
-    data
+    files
 }
