@@ -147,7 +147,8 @@ impl Binarize {
         })
     }
 
-    /// Between the forms with fewest and most bytes, and fewest and most products, within the budget.
+    /// Between the forms with fewest and most bytes, fewest and most products, and fewest and most signs, of which a graph may
+    /// make bytes (`--onnx-binary`); within the budget.
     ///
     /// # Errors
     /// [`crate::Error::Option`] for a budget that is smaller than the smallest.
@@ -194,11 +195,20 @@ impl Binarize {
             return Err(refusal.expect("a model that does not fit"));
         };
         outline.spread(|model| {
-            let extremes = [(Weight::bytes as fn(&Weight) -> usize), Weight::macs].into_iter();
+            let extremes =
+                [(Weight::bytes as fn(&Weight) -> usize), Weight::macs, signs].into_iter();
             let extremes = extremes.flat_map(|by| [false, true].map(|most| all(model, by, most)));
             extremes.collect()
         })?;
         outline.cap(at_most, (self.size.0 > 0).then_some(self.size.0));
         Ok(())
+    }
+}
+
+/// Signs of a matrix, those of all its planes or of both its factors; or its codes.
+fn signs(weight: &Weight) -> usize {
+    match weight {
+        Weight::Binary(binary) => binary.planes * weight.params(),
+        _ => weight.macs(),
     }
 }

@@ -216,12 +216,13 @@ impl Pass for Tokens {
 
     fn outline(&self, outline: &mut Outline, cx: &PlanContext) -> Result<Foresight> {
         self.check()?;
-        let searched = self.text(cx.text, cx.data)?.is_some() || self.trains(cx.data);
+        let trains = self.trains(cx.data);
+        let searched = self.text(cx.text, cx.data)?.is_some() || trains;
         if cx.text.is_none() && !searched {
             outline.each(|model| self.run(model, &Context::new(cx.teacher)).map(drop))?;
             return Ok(Foresight::default());
         }
-        outline.spread(|model| self.schedules(model, searched))?;
+        outline.spread(|model| self.schedules(model, searched, trains))?;
         Ok(self.foresight(cx).noting("the schedule follows the texts, and their lengths"))
     }
 

@@ -30,12 +30,23 @@ impl Tokens {
 
     /// Schedules for `model`: where they are searched for or trained, that which drops all it may and that which drops
     /// nothing; else those for texts of all lengths, as the lengths that there will be are not known.
-    pub(super) fn schedules(&self, model: &Model, searched: bool) -> Result<Vec<Model>> {
+    pub(super) fn schedules(
+        &self,
+        model: &Model,
+        searched: bool,
+        trains: bool,
+    ) -> Result<Vec<Model>> {
         let mut bare = model.clone();
         bare.tokens = None;
         let longest = latency::max_tokens(&model.config, model.family);
-        let bins = self.bins_for(false, &[]);
-        let budget = |tokens: usize| Budget::new(&bare, [tokens], self.from, bins, Vec::new());
+        // A graph holds the bins, and the id of a separator: as many and as large as may come.
+        let bins = self.bins_for(trains, &[longest]);
+        let protect = if self.protect {
+            vec![model.config.vocab.saturating_sub(1) as u32]
+        } else {
+            Vec::new()
+        };
+        let budget = |tokens: usize| Budget::new(&bare, [tokens], self.from, bins, protect.clone());
         let any = budget(longest);
         if any.sites.is_empty() {
             return Err(self.no_site());
@@ -60,9 +71,24 @@ impl Tokens {
         let with = |tokens| Model { tokens, ..bare.clone() };
         let mut models: Vec<Model> = schedules.into_iter().map(with).collect();
         if models.len() > 3 {
-            models.sort_by_key(|m| cost::macs(m, 1, compute_tokens(m)));
-            models = vec![models[0].clone(), models[models.len() - 1].clone()];
+            let macs = |m: &&Model| cost::macs(m, 1, compute_tokens(m));
+            let sites = |m: &&Model| dropping(m); // each takes its part of a graph
+            let all = || models.iter();
+            let extremes = [
+                all().min_by_key(macs),
+                all().max_by_key(macs),
+                all().min_by_key(sites),
+                all().max_by_key(sites),
+            ];
+            let mut extremes: Vec<Model> = extremes.into_iter().flatten().cloned().collect();
+            extremes.dedup_by(|a, b| a.tokens == b.tokens);
+            models = extremes;
         }
         Ok(models)
     }
+}
+
+/// Layers that drop tokens.
+fn dropping(model: &Model) -> usize {
+    model.tokens.iter().flat_map(|schedule| &schedule.layers).flatten().count()
 }

@@ -166,9 +166,15 @@ fn seconds(seconds: f64) -> String {
 
 fn target(target: &TargetPlan) -> String {
     let name = target.name;
-    match (&target.refused, target.asked) {
-        (Some(why), _) => format!("target {name}: refused, {why}\n"),
-        (None, true) => format!("target {name}: is written\n"),
-        (None, false) => format!("target {name}: could be written\n"),
-    }
+    let Some(weights) = target.weight_bytes else {
+        let why = target.refused.as_deref().unwrap_or_default();
+        return format!("target {name}: refused, {why}\n");
+    };
+    let done = if target.asked { "is written" } else { "could be written" };
+    let code = match target.code_bytes {
+        0 => String::new(),
+        code => format!(", and {} bytes of Python code", count(code)),
+    };
+    let (exact, rounded) = (span(weights, count), span(weights, bytes));
+    format!("target {name}: {done}, {exact} bytes ({rounded}){code}\n")
 }

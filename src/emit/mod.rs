@@ -290,6 +290,7 @@ fn note(target: Target, model: &Model, emit: &Emit, files: &[WrittenFile]) -> Em
         limits,
         bytes: files.iter().map(|f| f.bytes).sum(),
         weight_bytes: files.iter().filter(weights).map(|f| f.bytes).sum(),
+        planned_weight_bytes: None,
         code: files
             .iter()
             .filter(|f| f.name.ends_with(".py"))

@@ -2,14 +2,21 @@
 
 use super::*;
 use crate::checkpoint::weight_files;
-use serde::Serialize;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 /// The least and the greatest that a number may be; the same where it is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(into = "[u64; 2]")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "[u64; 2]", into = "[u64; 2]")]
 pub struct Bounds {
     pub low: u64,
     pub high: u64,
+}
+
+impl From<[u64; 2]> for Bounds {
+    fn from([low, high]: [u64; 2]) -> Bounds {
+        Bounds { low, high }
+    }
 }
 
 impl From<Bounds> for [u64; 2] {
@@ -122,10 +129,11 @@ impl Outline {
 
     /// Bytes of all tensors, without headers.
     pub fn bytes(&self) -> Bounds {
-        let bytes = |m: &Model| cost::Cost::of(m).total.bytes as u64;
-        let mut bounds = Bounds::around(self.models.iter().map(bytes));
+        let each: Vec<u64> =
+            self.models.iter().map(|m| cost::Cost::of(m).total.bytes as u64).collect();
+        let mut bounds = Bounds::around(each.iter().copied());
         if let Some(at_most) = self.layers_at_most {
-            bounds.high = self.capped(at_most, |m| Ok(bytes(m))).unwrap_or(bounds.high);
+            bounds.high = self.capped(at_most, &each);
             bounds.low = bounds.low.min(bounds.high);
         }
         bounds
@@ -138,19 +146,35 @@ impl Outline {
     pub fn file_bytes(&self, max_shard_bytes: u64) -> Result<Bounds> {
         let files = |m: &Model| weight_files(&m.compacted().tensors(), max_shard_bytes);
         let file = |m: &Model| Ok(files(m)?.iter().map(|(_, bytes)| bytes).sum());
-        let each: Vec<u64> = self.models.iter().map(file).collect::<Result<_>>()?;
-        let mut bounds = Bounds::around(each);
-        if let Some(at_most) = self.layers_at_most {
-            bounds.high = self.capped(at_most, file)?;
+        let mut bounds = self.bytes_by(true, file)?;
+        if let Some(at_most) = self.file_at_most.filter(|bytes| *bytes <= max_shard_bytes) {
+            bounds.high = bounds.high.min(at_most);
+        }
+        bounds.low = bounds.low.min(bounds.high);
+        Ok(bounds)
+    }
+
+    /// Bytes of the files of which `file` says how large they are for one model. `packed`: whether the layers' matrices
+    /// take in them about what their forms are stored in, so that a budget of the layers holds there too.
+    ///
+    /// # Errors
+    /// The first of `file`.
+    pub fn bytes_by(
+        &self,
+        packed: bool,
+        file: impl Fn(&Model) -> Result<u64> + Sync + Send,
+    ) -> Result<Bounds> {
+        // Corners of corners are hundreds of models.
+        let each: Vec<u64> = self.models.par_iter().map(file).collect::<Result<_>>()?;
+        let mut bounds = Bounds::around(each.iter().copied());
+        if let Some(at_most) = self.layers_at_most.filter(|_| packed) {
+            bounds.high = self.capped(at_most, &each);
         }
         if self.uneven {
             let entries = |m: &Model| m.layers.iter().map(|l| l.linears().len() * 6 + 4).sum();
             let slack = ENTRY * self.models.iter().map(entries).max().unwrap_or(0) as u64;
             bounds.low = bounds.low.saturating_sub(slack);
             bounds.high += slack;
-        }
-        if let Some(at_most) = self.file_at_most.filter(|bytes| *bytes <= max_shard_bytes) {
-            bounds.high = bounds.high.min(at_most);
         }
         bounds.low = bounds.low.min(bounds.high);
         Ok(bounds)
@@ -169,15 +193,16 @@ impl Outline {
         bounds
     }
 
-    /// The greatest of `bytes`, with no more for the layers' matrices than `at_most`: in forms of any of the models.
-    fn capped(&self, at_most: usize, bytes: impl Fn(&Model) -> Result<u64>) -> Result<u64> {
+    /// The greatest of `bytes`, one number a model, with no more for the layers' matrices than `at_most`: in forms of any of
+    /// the models.
+    fn capped(&self, at_most: usize, bytes: &[u64]) -> u64 {
         let (mut others, mut layers) = (0, 0);
-        for model in &self.models {
+        for (model, bytes) in self.models.iter().zip(bytes) {
             let here = layer_bytes(model);
-            others = others.max(bytes(model)?.saturating_sub(here as u64));
+            others = others.max(bytes.saturating_sub(here as u64));
             layers = layers.max(here);
         }
-        Ok(others + at_most.min(layers) as u64)
+        others + at_most.min(layers) as u64
     }
 }
 

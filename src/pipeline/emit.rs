@@ -4,7 +4,7 @@ use super::{pretty, to_json};
 use crate::checkpoint::{OutputFolder, read_json};
 use crate::emit::{self, Emit, SignPlanes, Target};
 use crate::model::Model;
-use crate::report::{self, Emitted, FileNote};
+use crate::report::{self, Emitted, FileNote, PlannedTarget};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::fs;
@@ -81,8 +81,11 @@ pub fn add(
     let place = |e: &Emitted| Target::ALL.iter().position(|t| t.name() == e.target);
     emitted.sort_by_key(place);
 
-    let section = report::markdown_targets(&emitted);
-    for file in ["report.md", "README.md"] {
+    let planned = report["plan"]["targets"].clone();
+    let planned: Vec<PlannedTarget> = serde_json::from_value(planned).unwrap_or_default();
+    emitted.iter_mut().for_each(|note| note.put_beside(&planned));
+    for (file, plan) in [("report.md", true), ("README.md", false)] {
+        let section = report::markdown_targets(&emitted, plan);
         let mut text = read_text(&folder.join(file))?;
         if let Some(at) = text.find(report::TARGETS) {
             text.truncate(at);

@@ -186,6 +186,10 @@ fn write(
         emitted = notes;
         files.extend(more);
     }
+    if let Some((_, plan)) = &planned {
+        let planned = plan.planned_targets();
+        emitted.iter_mut().for_each(|note| note.put_beside(&planned));
+    }
     let arguments: String = options.arguments.chars().filter(|c| !c.is_control()).collect();
     if let Some(recipe) = recipe {
         let text = format!("# compress --recipe recipe.toml {arguments}\n{}", recipe.to_toml());

@@ -1,7 +1,7 @@
 //! report.md and the model card.
 
 use super::tables::{bytes, count, giga, metric_value};
-use super::{Change, Emitted, Form, PassNote, Report, Training};
+use super::{Change, Emitted, Form, PassNote, Report, Training, span};
 
 /// One line a changed matrix: shape and form before and after, and the error made.
 pub fn changes(changes: &[Change]) -> String {
@@ -87,15 +87,16 @@ pub fn report(report: &Report) -> String {
         out += &pass_section(pass);
     }
     out += &report.plan.as_ref().map_or(String::new(), super::plan::section);
-    out += &targets(&report.emitted);
+    out += &targets(&report.emitted, true);
     out
 }
 
 /// How the last section begins.
 pub const TARGETS: &str = "\n## Targets\n\n";
 
-/// The last section, of what is written for other software; nothing where there are none.
-pub fn targets(emitted: &[Emitted]) -> String {
+/// The last section, of what is written for other software; nothing where there are none. `plan`: whether with what was
+/// planned.
+pub fn targets(emitted: &[Emitted], plan: bool) -> String {
     if emitted.is_empty() {
         return String::new();
     }
@@ -105,6 +106,12 @@ pub fn targets(emitted: &[Emitted]) -> String {
     for e in emitted {
         let sizes = [bytes(e.weight_bytes), bytes(e.bytes)].join(" | ");
         out += &format!("| `{}` | {sizes} | {} | {} |\n", e.target, e.purpose, e.loads);
+    }
+    for e in emitted.iter().filter(|_| plan) {
+        if let Some(planned) = e.planned_weight_bytes {
+            let (planned, came) = (span(planned, count), count(e.weight_bytes));
+            out += &format!("\n`{}`: {planned} bytes of weights planned, {came} came.\n", e.target);
+        }
     }
     for e in emitted {
         for limit in &e.limits {
@@ -282,7 +289,7 @@ pub fn model_card(report: &Report, license: Option<&str>) -> String {
         }
     };
     out += &inputs(report);
-    out += &targets(&report.emitted);
+    out += &targets(&report.emitted, false);
     out
 }
 

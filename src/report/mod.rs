@@ -11,7 +11,7 @@ pub use markdown::{
     TARGETS, changes as markdown_changes, model_card, report as markdown,
     targets as markdown_targets,
 };
-pub use plan::{Expected, Met, PassMet, PlanNote, span};
+pub use plan::{Expected, Met, PassMet, PlanNote, PlannedTarget, span};
 pub use tables::{before_after, bytes, count, giga, metric_value, plain_table};
 pub use training::Training;
 
@@ -19,7 +19,7 @@ use crate::checkpoint::WrittenFile;
 use crate::eval::latency::Latency;
 use crate::eval::tasks::Metric;
 use crate::model::cost::{self, Cost};
-use crate::model::{Layer, Model, TokenSchedule, Weight};
+use crate::model::{Bounds, Layer, Model, TokenSchedule, Weight};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -84,6 +84,9 @@ pub struct Emitted {
     pub bytes: u64,
     /// Of those that hold weights.
     pub weight_bytes: u64,
+    /// What was planned of these; `None` where it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned_weight_bytes: Option<Bounds>,
     /// SHA-256 of the code in it, by file.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub code: BTreeMap<String, String>,

@@ -1,9 +1,9 @@
 //! What was planned of a run, beside what came of it.
 
-use super::PassNote;
 use super::tables::{bytes, count, giga};
+use super::{Emitted, PassNote};
 use crate::model::Bounds;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A number before the run and after it.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -29,6 +29,19 @@ pub struct PlanNote {
     pub passes: Vec<PassMet>,
     /// Of the weight files.
     pub file_bytes: Met,
+    /// Of the targets that carry the output, written or not: an output may get more of them later.
+    pub targets: Vec<PlannedTarget>,
+}
+
+/// What is planned of a target for other software.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PlannedTarget {
+    pub target: String,
+    /// How a graph has sign planes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sign_planes: Option<String>,
+    /// Of its weight files.
+    pub weight_bytes: Bounds,
 }
 
 /// What is planned of the model behind one pass.
@@ -43,12 +56,12 @@ pub struct Expected {
 }
 
 impl PlanNote {
-    /// `expected` has one entry a pass.
+    /// `expected` has one entry a pass, and `file` what was planned of the weight files and what came.
     pub fn new(
         expected: &[Expected],
         passes: &[PassNote],
-        planned_bytes: Bounds,
-        written: u64,
+        file: (Bounds, u64),
+        targets: Vec<PlannedTarget>,
     ) -> PlanNote {
         let met = |(expected, pass): (&Expected, &PassNote)| PassMet {
             name: pass.name.clone(),
@@ -58,8 +71,18 @@ impl PlanNote {
         };
         PlanNote {
             passes: expected.iter().zip(passes).map(met).collect(),
-            file_bytes: Met { planned: planned_bytes, came: written },
+            file_bytes: Met { planned: file.0, came: file.1 },
+            targets,
         }
+    }
+}
+
+impl Emitted {
+    /// Puts what was planned of it, if it is among `planned`, beside what came.
+    pub fn put_beside(&mut self, planned: &[PlannedTarget]) {
+        let same =
+            |p: &&PlannedTarget| (&p.target, &p.sign_planes) == (&self.target, &self.sign_planes);
+        self.planned_weight_bytes = planned.iter().find(same).map(|p| p.weight_bytes);
     }
 }
 

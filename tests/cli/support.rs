@@ -250,6 +250,11 @@ pub fn planned(report: &Value) -> Vec<(String, [u64; 2], u64)> {
     };
     let plan = &report["plan"];
     let mut found = vec![met("file".into(), &plan["file_bytes"])];
+    for target in report["emitted"].as_array().into_iter().flatten() {
+        let [low, high] = [0, 1].map(|i| target["planned_weight_bytes"][i].as_u64().unwrap());
+        let came = target["weight_bytes"].as_u64().unwrap();
+        found.push((format!("file of {}", target["target"]), [low, high], came));
+    }
     for pass in plan["passes"].as_array().unwrap() {
         for number in ["params", "bytes", "flops"] {
             found.push(met(format!("{number} behind {}", pass["name"]), &pass[number]));

@@ -1,18 +1,18 @@
 //! What a run will make, from headers, config.json and options alone (docs/plan.md).
 
 mod estimate;
+mod targets;
 
 pub use estimate::Estimate;
+pub use targets::TargetPlan;
 
 use super::files::name;
 use super::{Options, SideFiles, weight_bytes};
-use crate::checkpoint::weight_files;
 use crate::data::tokenizer::Tokenizer;
-use crate::emit::Target;
 use crate::model::{Bounds, Linear, Model, Outline, TokenSchedule, Weight};
 use crate::pass::{PlanContext, TOKENS_OF_A_TEXT, Text};
 use crate::recipe::Recipe;
-use crate::report::{Expected, PassNote, PlanNote, compute_tokens};
+use crate::report::{Expected, PassNote, PlanNote, PlannedTarget, compute_tokens};
 use crate::{Error, Result};
 use serde::Serialize;
 use serde_json::Value;
@@ -110,14 +110,10 @@ pub struct PlannedFile {
     pub bytes: u64,
 }
 
-/// Whether a target will carry the output.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct TargetPlan {
-    pub name: &'static str,
-    /// Whether it is to be written.
-    pub asked: bool,
-    /// Why it will not, or may not.
-    pub refused: Option<String>,
+impl PlannedFile {
+    fn list(files: Vec<(String, u64)>) -> Vec<PlannedFile> {
+        files.into_iter().map(|(name, bytes)| PlannedFile { name, bytes }).collect()
+    }
 }
 
 impl Plan {
@@ -159,10 +155,8 @@ impl Plan {
             foresights.push(foresight);
         }
         let millibits = outline.millibits();
-        let files = match outline.is_exact() {
-            true => weight_files(&outline.models()[0].compacted().tensors(), run.max_shard_bytes)?,
-            false => Vec::new(),
-        };
+        let targets = targets::all(recipe, &outline, run.data, run.max_shard_bytes)?;
+        let native = &targets[0];
         Ok(Plan {
             version: env!("CARGO_PKG_VERSION"),
             base_model: name(input),
@@ -172,11 +166,11 @@ impl Plan {
             tokens,
             before,
             file_bytes_before: weight_bytes(input)?,
-            file_bytes: outline.file_bytes(run.max_shard_bytes)?,
-            files: files.into_iter().map(|(name, bytes)| PlannedFile { name, bytes }).collect(),
+            file_bytes: native.weight_bytes.expect("the native form carries every model"),
+            files: native.files.clone(),
             bits_per_weight: [millibits.low as f64 / 1e3, millibits.high as f64 / 1e3],
             loads_natively: loads_natively(&outline),
-            targets: targets(recipe, &outline, run.data),
+            targets,
             estimate: Estimate::of(&foresights, &cx),
             passes,
         })
@@ -185,7 +179,16 @@ impl Plan {
     /// Beside what came of it.
     pub(super) fn met(&self, passes: &[PassNote], written: u64) -> PlanNote {
         let expected: Vec<Expected> = self.passes.iter().map(|pass| pass.after).collect();
-        PlanNote::new(&expected, passes, self.file_bytes, written)
+        PlanNote::new(&expected, passes, (self.file_bytes, written), self.planned_targets())
+    }
+
+    /// Targets for other software that carry the output, as reports have them.
+    pub(super) fn planned_targets(&self) -> Vec<PlannedTarget> {
+        let planned = |plan: &TargetPlan| {
+            let (target, sign_planes) = (plan.name.into(), plan.sign_planes.map(str::to_string));
+            Some(PlannedTarget { target, sign_planes, weight_bytes: plan.weight_bytes? })
+        };
+        self.targets[1..].iter().filter_map(planned).collect()
     }
 }
 
@@ -267,21 +270,4 @@ fn touched(before: &Outline, after: &Outline) -> Vec<Touched> {
         touched.push(Touched { part: "layers", matrices: 0, before, after });
     }
     touched
-}
-
-fn targets(recipe: &Recipe, outline: &Outline, data: bool) -> Vec<TargetPlan> {
-    let refused = |target: Target| {
-        let steps = recipe.steps.iter();
-        let by_pass = |step: &crate::recipe::Step| {
-            step.pass.refuses(target, data).map(|why| format!("after `{}` {why}", step.name))
-        };
-        let by_model = || outline.models().iter().find_map(|model| target.refusal(model));
-        steps.filter_map(by_pass).next().or_else(by_model)
-    };
-    let plan = |target: Target| TargetPlan {
-        name: target.name(),
-        asked: target == Target::Native || recipe.emit.targets.contains(&target),
-        refused: refused(target),
-    };
-    Target::ALL.map(plan).to_vec()
 }
