@@ -149,7 +149,7 @@ fn unwritten(model: &Model) -> Option<String> {
     family.feature.map(|feature| format!("family `{}` has {feature}", family.model_type))
 }
 
-/// Names and bytes of the weight files that [`write`] makes for `target`, below the output folder, without the index of
+/// Names and bytes of the weight files that [`write()`] makes for `target`, below the output folder, without the index of
 /// shards. No data is read of `model`: it may have none.
 ///
 /// # Errors
@@ -170,7 +170,7 @@ pub fn weight_files(
     Ok(files.into_iter().map(|(name, bytes)| (target.path(&name), bytes)).collect())
 }
 
-/// Names and bytes of the code that [`write`] puts beside the weights for `target`.
+/// Names and bytes of the code that [`write()`] puts beside the weights for `target`.
 pub fn code_files(target: Target) -> Vec<(String, u64)> {
     let file = |(name, code): (&str, &str)| (target.path(name), code.len() as u64);
     if target == Target::Hf { hf::CODE.map(file).to_vec() } else { Vec::new() }

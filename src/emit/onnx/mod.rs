@@ -130,14 +130,14 @@ pub fn write(
     write_within(LARGE, model, sign_planes, folder, interrupted)
 }
 
-/// Names and bytes of the files that [`write`] makes of `model`. No data is read of it: it may have none.
+/// Names and bytes of the files that [`write()`] makes of `model`. No data is read of it: it may have none.
 pub fn files(model: &Model, sign_planes: SignPlanes) -> Vec<(String, u64)> {
     let model = model.compacted();
     let files = lay_out(encoder::build(&model, sign_planes), LARGE);
     files.iter().map(|file| (file.name.to_string(), file.bytes())).collect()
 }
 
-/// As [`write`], with constants in another file where all together have more than `large` bytes.
+/// As [`write()`], with constants in another file where all together have more than `large` bytes.
 fn write_within(
     large: usize,
     model: &Model,
