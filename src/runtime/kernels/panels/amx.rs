@@ -24,8 +24,11 @@ const SLAB: usize = 12 * COLUMNS;
 /// Rows that parts of a strip are made for. Making them takes as long as 13 rows, and reading what they are made of as 60.
 const GROUP: usize = 256;
 
-/// From so many rows on tiles are faster than AVX-512: parts of the matrix have to be made for them.
-pub(super) const FEWEST: usize = 40;
+/// Rows from which on tiles are faster than AVX-512, by columns of the matrix: parts of it have to be made for them, and narrow
+/// ones are small enough to lie in a cache, where AVX-512 waits for nothing.
+pub(super) fn fewest(cols: usize) -> usize {
+    if cols < 256 { 128 } else { 40 }
+}
 
 /// A row of a tile.
 #[derive(Debug, Clone, Copy)]
