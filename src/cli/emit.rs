@@ -15,7 +15,7 @@ pub struct EmitArgs {
     #[command(flatten)]
     targets: TargetArgs,
     /// Weight files larger than this are split, in MB
-    #[arg(long, value_name = "MB", default_value_t = 5000)]
+    #[arg(long, alias = "shard-size", value_name = "MB", default_value_t = 5000)]
     max_shard_size: u64,
     /// Print JSON
     #[arg(long)]

@@ -84,7 +84,7 @@ pub struct RunArgs {
     force: bool,
 
     /// Weight files larger than this are split, in MB
-    #[arg(long, value_name = "MB", default_value_t = MAX_SHARD_MB)]
+    #[arg(long, alias = "shard-size", value_name = "MB", default_value_t = MAX_SHARD_MB)]
     max_shard_size: u64,
 
     /// Print the plan, as `compress plan` does, and run nothing

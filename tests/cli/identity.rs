@@ -116,7 +116,7 @@ fn output_shards_are_read_back() {
     tiny.remove("cls.predictions.bias");
     tiny.tensor("cls.predictions.bias", &[20_000]);
     tiny.save(&dir.path("model"));
-    dir.ok(&["--passes", "", "--max-shard-size", "1", "model", "-o", "out"]);
+    dir.ok(&["--passes", "", "--shard-size", "1", "model", "-o", "out"]);
     assert!(dir.path("out/model.safetensors.index.json").exists());
     assert_eq!(stored(&dir.path("out")), stored(&dir.path("model")));
     dir.ok(&["--passes", "", "out", "-o", "whole"]);
