@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper};
 
-/// Bytes that any text may become: four times those of a long book chapter. The library takes 17 times that.
+/// Bytes that any text may become. The library takes 17 times that: each has two places in the text it came from.
 const ROOM: usize = 16 << 20;
 /// How many times as long as it is a longer text may become.
 const TIMES: usize = 64;

@@ -480,6 +480,20 @@ mod tests {
     }
 
     #[test]
+    fn a_product_like_the_one_before_asks_for_no_memory() {
+        let (n, rows, cols) = (130, 40, 300);
+        let (weight, x) = (numbers(rows * cols, 1), numbers(n * cols, 2));
+        for level in all_levels() {
+            let panels = Panels::at(level, Mat::new(&weight, rows, cols)).expect("weights");
+            let mut out = vec![0.0; n * rows];
+            let mut run =
+                || panels.multiply(Mat::new(&x, n, cols), None, MatMut::new(&mut out, n, rows));
+            run();
+            assert_eq!(crate::allocations::of(run), 0, "{level:?}");
+        }
+    }
+
+    #[test]
     fn nothing_is_made_of_no_weights() {
         assert!(Panels::at(Level::Scalar, Mat::new(&[], 0, 4)).is_none());
         assert!(Panels::at(Level::Scalar, Mat::new(&[], 4, 0)).is_none());
