@@ -1,6 +1,7 @@
 //! How much a cut leaves, before it is known what.
 
 use super::budget::Budget;
+use super::cofi::MISSED;
 use super::scores::Scores;
 use super::search::{self, Costs};
 use super::{Kept, Prune, Shape, masks};
@@ -10,9 +11,6 @@ use crate::model::{Model, Outline};
 use crate::pass::{Foresight, Pass, PlanContext};
 use std::path::Path;
 
-/// Training may miss its target by this share of the price, and still be accepted: what is expected of its gates may lie
-/// so far from what is cut, and the target from what is expected.
-const MISSED: f64 = 0.05;
 /// What scores and repair of a round take, and what comes on top, in passes of the text through the layers
 /// (docs/plan.md).
 const SCORED: f64 = 3.0;

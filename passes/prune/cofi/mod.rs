@@ -26,6 +26,8 @@ use crate::{Error, Result};
 use objective::{Cofi, Gated};
 use settle::{HOVERING, TOLERANCE, settle};
 
+pub use settle::MISSED;
+
 /// What training made of a model.
 pub struct Done {
     /// What it was cut by, of the model as it came.
@@ -217,7 +219,10 @@ impl<'a> Loops<'a> {
         let asked = cofi.budget.target;
         let mut masks = settle(&cofi, prune.round_to, uniform);
         let cut = cofi.budget.sparsity(&cofi.hard(&masks));
-        if (expected - cut).abs() > TOLERANCE || (expected - drawn).abs() > HOVERING {
+        if (expected - cut).abs() > TOLERANCE
+            || (expected - drawn).abs() > HOVERING
+            || (expected - asked).abs() > MISSED
+        {
             let open = settle::histogram(&cofi.expected(steps as u32));
             return Err(Error::Mismatch {
                 found: format!(
@@ -226,7 +231,10 @@ impl<'a> Loops<'a> {
                      how open they are, in tenths: {open:?})",
                     cofi.budget.name, asked,
                 ),
-                expected: format!("what is cut and what is expected lie within {TOLERANCE}"),
+                expected: format!(
+                    "what is cut and what is expected lie within {TOLERANCE}, and that within {MISSED} of what is \
+                     asked for"
+                ),
                 advice: "train for more `steps`, with another `mask_rate` or a smaller `round_to`, or on more texts, \
                          and remove the state of --resume",
             });

@@ -11,6 +11,9 @@ pub const TOLERANCE: f64 = 0.02;
 /// The same for the deterministic masks before widths are rounded. Rows of few gates round by themselves: of a
 /// model with six layers up to a hundredth.
 pub const HOVERING: f64 = 0.05;
+/// How far what the gates are expected to leave may lie from what was asked for: beyond it the constraint had no
+/// time to bring them there.
+pub const MISSED: f64 = 0.05;
 
 /// The deterministic masks with widths in multiples of `step`, as close to the budget as whole steps of units
 /// come, and within it. What is opened or closed for that are the gates nearest to it. `uniform` gives every

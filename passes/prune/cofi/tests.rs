@@ -361,6 +361,20 @@ fn gates_that_hover_are_refused() {
 }
 
 #[test]
+fn gates_that_all_closed_before_the_constraint_could_act_are_refused() {
+    let data = dataset(24, 265);
+    let model = tiny("bert", Task::SequenceClassification, 266);
+    let prune = Prune { steps: 3, mask_rate: 10.0, warmup: 0.0, finetune: 1, ..short(0.4) };
+    let error = match run(&model, &prune, &data) {
+        Ok((_, work)) => panic!("{:?}", work.notes),
+        Err(error) => error.to_string(),
+    };
+    // They do not hover: what is cut is what they are expected to leave.
+    let found = "sparsity 0.400 is asked for, 0.96";
+    assert!(error.contains(found) && error.contains(" and 0.95"), "{error}");
+}
+
+#[test]
 fn states_that_are_answers_keep_their_width() {
     let data = dataset(40, 270);
     for task in [Task::Embedding, Task::Bare] {
