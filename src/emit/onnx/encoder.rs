@@ -1,4 +1,7 @@
 //! A model as a graph: embeddings, layers, head.
+//!
+//! States are `[tokens, width]`, the texts of a batch one below the other: runtimes multiply two matrices, and add the bias
+//! on the way. Where texts matter they are taken apart ([`Builder::by_text`]).
 
 use super::graph::{Graph, Value};
 use super::linear::Linears;
@@ -26,6 +29,8 @@ struct Builder<'m> {
     model: &'m Model,
     graph: Graph<'m>,
     linears: Linears,
+    /// Texts, and tokens that are left of each with their padding: `[2]`.
+    sides: Value,
     outputs: Vec<Message>,
 }
 
@@ -35,6 +40,7 @@ pub fn build(model: &Model, sign_planes: SignPlanes) -> Built<'_> {
         model,
         graph: Graph::default(),
         linears: Linears::new(sign_planes),
+        sides: String::new(),
         outputs: Vec::new(),
     };
     let sides = [Dim::Named("batch"), Dim::Named("sequence")];
@@ -49,10 +55,13 @@ pub fn build(model: &Model, sign_planes: SignPlanes) -> Built<'_> {
 }
 
 impl<'m> Builder<'m> {
-    /// The last hidden state, and which tokens are there: all, but for a head that reads the first alone.
+    /// The last hidden state, `[tokens, hidden]`, and which tokens are there: all, but for a head that reads the first
+    /// alone.
     fn encoder(&mut self) -> (Value, Left) {
         let model = self.model;
+        self.sides = self.graph.op("Shape", &["input_ids"]);
         let mut x = self.embed();
+        let hidden = model.config.hidden;
         let g = &mut self.graph;
         let zero = g.int(0);
         let live = g.op("Equal", &["attention_mask", &zero]);
@@ -66,7 +75,7 @@ impl<'m> Builder<'m> {
         let last_attention = model.layers.iter().rposition(|l| l.attention.is_some());
         // What becomes of tokens that are dropped, where somebody reads it.
         let mut states = match drops {
-            Some(_) if !firsts => Some(self.nothing(&x)),
+            Some(_) if !firsts => Some(self.nothing(&x, hidden)),
             _ => None,
         };
         let (mut bias, mut scores) = (self.mask_bias(&left), self.score_bias(&left));
@@ -79,9 +88,12 @@ impl<'m> Builder<'m> {
             };
             let (mut context, probs) = self.attend(attention, &x, &bias, scores.as_deref());
             let mut residual = x;
+            let inner = attention.output.weight.cols();
             if only_first {
-                residual = self.graph.slice(&residual, 1, 0, 1);
-                context = context.map(|c| self.graph.slice(&c, 1, 0, 1));
+                residual = self.firsts(&residual, hidden);
+                context = context.map(|c| self.firsts(&c, inner));
+                let (batch, one) = (self.graph.side("input_ids", 0), self.graph.ints(&[1]));
+                self.sides = joined(&mut self.graph, &[&batch, &one]);
             }
             let cut = match (bins, probs) {
                 (Some((schedule, bins)), Some(probs)) if !only_first => {
@@ -92,16 +104,17 @@ impl<'m> Builder<'m> {
             match (&cut, &states) {
                 // Nobody reads what is dropped: it goes before the rest of the layer is computed.
                 (Some([places, _]), None) => {
-                    residual = pick_rows(&mut self.graph, &residual, places);
-                    context = context.map(|c| pick_rows(&mut self.graph, &c, places));
+                    residual = self.picked(&residual, hidden, places);
+                    context = context.map(|c| self.picked(&c, inner, places));
                     x = self.finish(attention, context, &residual);
                     x = self.block(layer, x);
                 }
                 (Some([places, _]), Some(before)) => {
                     x = self.finish(attention, context, &residual);
                     x = self.block(layer, x);
-                    states = Some(put(&mut self.graph, before, &x, &left));
-                    x = pick_rows(&mut self.graph, &x, places);
+                    let rows = self.by_text(&x, hidden);
+                    states = Some(put(&mut self.graph, before, &rows, &left));
+                    x = self.picked(&x, hidden, places);
                 }
                 (None, _) => {
                     x = self.finish(attention, context, &residual);
@@ -110,22 +123,57 @@ impl<'m> Builder<'m> {
             }
             if let Some([places, mask]) = cut {
                 left = pick(&mut self.graph, &left, &places, mask, &tokens);
+                self.sides = self.graph.op("Shape", &[&left.mask]);
                 (bias, scores) = (self.mask_bias(&left), self.score_bias(&left));
             }
         }
         let Some(mut states) = states else { return (x, left) };
+        let rows = self.by_text(&x, hidden);
         if model.reads() == Reads::Left {
             // Mean and maximum stay as they are when what is gone has the mean of what is left.
-            let mean = self.mean(&x, &left);
+            let mean = self.mean(&rows, &left);
             let mean = self.graph.unsqueeze(&mean, &[1]);
             let zero = self.graph.float(0.0);
             let zeros = self.graph.op("Mul", &[&states, &zero]);
             states = self.graph.op("Add", &[&zeros, &mean]);
         }
-        let states = put(&mut self.graph, &states, &x, &left);
+        let states = put(&mut self.graph, &states, &rows, &left);
         let g = &mut self.graph;
         let (zero, one) = (g.ints(&[0]), g.ints(&[1]));
-        (g.op("Slice", &[&states, &zero, &tokens, &one]), all)
+        let states = g.op("Slice", &[&states, &zero, &tokens, &one]);
+        self.sides = g.op("Shape", &["input_ids"]);
+        (self.below(&states, hidden), all)
+    }
+
+    /// `[tokens, width]` as `[batch, tokens of a text, width]`.
+    fn by_text(&mut self, x: &str, width: usize) -> Value {
+        let shape = self.shape(&[width as i64]);
+        self.graph.op("Reshape", &[x, &shape])
+    }
+
+    /// The sides of the batch, and those behind them.
+    fn shape(&mut self, behind: &[i64]) -> Value {
+        let behind = self.graph.ints(behind);
+        joined(&mut self.graph, &[&self.sides, &behind])
+    }
+
+    /// `[batch, tokens of a text, width]` as `[tokens, width]`.
+    fn below(&mut self, x: &str, width: usize) -> Value {
+        self.graph.reshape(x, &[-1, width as i64])
+    }
+
+    /// The first token of each text, `[batch, width]`, of `[tokens, width]`.
+    fn firsts(&mut self, x: &str, width: usize) -> Value {
+        let x = self.by_text(x, width);
+        let index = self.graph.int(0);
+        self.graph.with("Gather", &[&x, &index], &[("axis", Attribute::Int(1))])
+    }
+
+    /// Tokens at `places` of each text, of `[tokens, width]` and as that.
+    fn picked(&mut self, x: &str, width: usize, places: &str) -> Value {
+        let x = self.by_text(x, width);
+        let x = pick_rows(&mut self.graph, &x, places);
+        self.below(&x, width)
     }
 
     fn embed(&mut self) -> Value {
@@ -171,6 +219,7 @@ impl<'m> Builder<'m> {
             x = g.op("Add", &[&x, &row]);
         }
         x = self.norm(&e.norm, &x);
+        x = self.below(&x, e.word.cols());
         match &e.project {
             Some(project) => self.linear(project, &x),
             None => x,
@@ -224,15 +273,9 @@ impl<'m> Builder<'m> {
         if heads == 0 {
             return (None, None);
         }
-        let mut split = |linear: &'m Linear, perm: [i64; 4]| -> Value {
-            let y = self.linear(linear, x);
-            let y = self.graph.reshape(&y, &[0, 0, heads, dim]);
-            self.graph.transpose(&y, &perm)
-        };
-        let query = split(&attention.query, [0, 2, 1, 3]);
-        let key = split(&attention.key, [0, 2, 3, 1]);
-        let value = split(&attention.value, [0, 2, 1, 3]);
+        let [query, key, value] = self.split(attention, x);
         let g = &mut self.graph;
+        let key = g.transpose(&key, &[0, 1, 3, 2]);
         let product = g.op("MatMul", &[&query, &key]);
         let root = g.float((attention.head_dim as f32).sqrt());
         let mut sum = g.op("Div", &[&product, &root]);
@@ -248,8 +291,30 @@ impl<'m> Builder<'m> {
         let probs = g.with("Softmax", &[&sum], &[("axis", Attribute::Int(-1))]);
         let context = g.op("MatMul", &[&probs, &value]);
         let context = g.transpose(&context, &[0, 2, 1, 3]);
-        let context = g.reshape(&context, &[0, 0, heads * dim]);
+        let context = g.reshape(&context, &[-1, heads * dim]);
         (Some(context), Some(probs))
+    }
+
+    /// Queries, keys and values of the heads of a block, `[batch, heads, tokens of a text, head width]` each.
+    fn split(&mut self, attention: &'m Attention, x: &str) -> [Value; 3] {
+        let (heads, dim) = (attention.heads.len() as i64, attention.head_dim as i64);
+        let linears = [&attention.query, &attention.key, &attention.value];
+        if let Some(all) = self.linears.together(&mut self.graph, &linears, x) {
+            let shape = self.shape(&[3, heads, dim]);
+            let g = &mut self.graph;
+            let all = g.op("Reshape", &[&all, &shape]);
+            let all = g.transpose(&all, &[2, 0, 3, 1, 4]);
+            return [0, 1, 2].map(|i| {
+                let index = g.int(i);
+                g.with("Gather", &[&all, &index], &[("axis", Attribute::Int(0))])
+            });
+        }
+        linears.map(|linear| {
+            let y = self.linear(linear, x);
+            let shape = self.shape(&[heads, dim]);
+            let y = self.graph.op("Reshape", &[&y, &shape]);
+            self.graph.transpose(&y, &[0, 2, 1, 3])
+        })
     }
 
     /// Output projection, residual and norm.
@@ -324,7 +389,8 @@ impl<'m> Builder<'m> {
     }
 
     /// A place for every token and one more, `[batch, tokens + 1, width]`: zeros.
-    fn nothing(&mut self, x: &str) -> Value {
+    fn nothing(&mut self, x: &str, width: usize) -> Value {
+        let x = &self.by_text(x, width);
         let g = &mut self.graph;
         let first = g.slice(x, 1, 0, 1);
         let longer = g.with("Concat", &[x, &first], &[("axis", Attribute::Int(1))]);
@@ -348,7 +414,7 @@ impl<'m> Builder<'m> {
         let [batch, sequence] = [Dim::Named("batch"), Dim::Named("sequence")];
         match &model.head {
             Head::SequenceClassification { dense, activation, out, .. } => {
-                let first = self.first(x);
+                let first = self.firsts(x, config.hidden);
                 let pooled = self.linear(dense, &first);
                 let pooled = self.activate(*activation, &pooled);
                 let logits = self.linear(out, &pooled);
@@ -356,10 +422,12 @@ impl<'m> Builder<'m> {
             }
             Head::TokenClassification { out } => {
                 let logits = self.linear(out, x);
+                let logits = self.by_text(&logits, out.weight.rows());
                 self.output("logits", &logits, &[batch, sequence, Dim::Fixed(out.weight.rows())]);
             }
             Head::QuestionAnswering { out } => {
                 let logits = self.linear(out, x);
+                let logits = self.by_text(&logits, out.weight.rows());
                 for (i, name) in ["start_logits", "end_logits"].into_iter().enumerate() {
                     let (index, axis) = (self.graph.int(i as i64), Attribute::Int(2));
                     let one = self.graph.with("Gather", &[&logits, &index], &[("axis", axis)]);
@@ -378,26 +446,31 @@ impl<'m> Builder<'m> {
                 let logits = self.graph.op("MatMul", &[&states, &table]);
                 let bias = self.graph.wide(bias);
                 let logits = self.graph.op("Add", &[&logits, &bias]);
+                let logits = self.by_text(&logits, config.vocab);
                 self.output("logits", &logits, &[batch, sequence, Dim::Fixed(config.vocab)]);
             }
             Head::Bare { pooler, .. } => {
-                self.output("last_hidden_state", x, &[batch, sequence, Dim::Fixed(config.hidden)]);
+                let states = self.by_text(x, config.hidden);
+                let width = Dim::Fixed(config.hidden);
+                self.output("last_hidden_state", &states, &[batch, sequence, width]);
                 if let Some(pooler) = pooler {
-                    let first = self.first(x);
+                    let first = self.firsts(x, config.hidden);
                     let pooled = self.linear(pooler, &first);
                     let pooled = self.graph.op("Tanh", &[&pooled]);
                     self.output("pooler_output", &pooled, &[batch, Dim::Fixed(config.pooled)]);
                 }
             }
             Head::Embedding { pool, normalize } => {
-                self.output("last_hidden_state", x, &[batch, sequence, Dim::Fixed(config.hidden)]);
+                let states = self.by_text(x, config.hidden);
+                let width = Dim::Fixed(config.hidden);
+                self.output("last_hidden_state", &states, &[batch, sequence, width]);
                 let mut pooled = match pool {
-                    PoolMode::Cls => self.first(x),
-                    PoolMode::Mean => self.mean(x, left),
+                    PoolMode::Cls => self.firsts(x, config.hidden),
+                    PoolMode::Mean => self.mean(&states, left),
                     PoolMode::Max => {
                         let least = self.graph.float(f32::MIN);
                         let live = self.graph.unsqueeze(&left.mask, &[-1]);
-                        let kept = self.graph.op("Where", &[&live, x, &least]);
+                        let kept = self.graph.op("Where", &[&live, &states, &least]);
                         self.graph.reduce("ReduceMax", &kept, &[1], false)
                     }
                 };
@@ -415,14 +488,13 @@ impl<'m> Builder<'m> {
         }
     }
 
-    /// State of the first token, `[batch, width]`.
-    fn first(&mut self, x: &str) -> Value {
-        let index = self.graph.int(0);
-        self.graph.with("Gather", &[x, &index], &[("axis", Attribute::Int(1))])
-    }
-
     fn output(&mut self, name: &str, value: &str, dims: &[Dim]) {
         self.graph.named("Identity", &[value], name);
         self.outputs.push(value_info(name, Type::F32, dims));
     }
+}
+
+/// Lists one behind the other.
+fn joined(graph: &mut Graph, lists: &[&str]) -> Value {
+    graph.with("Concat", lists, &[("axis", Attribute::Int(0))])
 }

@@ -180,6 +180,11 @@ impl<'m> Graph<'m> {
         self.small(format!("float_{value:e}"), Type::F32, &[], value.to_le_bytes().to_vec())
     }
 
+    /// One byte, without a dimension.
+    pub fn byte(&mut self, value: u8) -> Value {
+        self.small(format!("byte_{value}"), Type::U8, &[], vec![value])
+    }
+
     /// Bytes 0 to 255, `[values]`.
     pub fn bytes(&mut self, values: &[u8]) -> Value {
         let name = format!("bytes{}", values.iter().map(|v| format!("_{v}")).collect::<String>());

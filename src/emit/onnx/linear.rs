@@ -14,17 +14,29 @@ pub struct Linears {
     rounded: HashMap<(Value, u32), Rounded>,
 }
 
-/// A token's numbers on levels of its own: `(code − zero) · scale`, as `runtime::kernels::rounded` has them. The
-/// operators that quantise in ONNX know one scale for a whole tensor.
+/// A token's numbers on levels of its own: `(code − zero) · scale`, as `runtime::kernels::rounded` has them.
+/// `DynamicQuantizeLinear` knows one scale for a whole tensor; `QuantizeLinear` takes one a row, and computed ones too.
 #[derive(Debug, Clone)]
 struct Rounded {
-    /// f32, whole numbers.
-    code: Value,
+    /// Bytes, `[tokens, in]`.
+    codes: Value,
+    /// `[tokens]`.
     scale: Value,
+    /// Bytes, `[tokens]`.
     zero: Value,
-    /// `code` in bytes, and `(code − zero) · scale`, once somebody asked for them.
-    bytes: Option<Value>,
+    /// `zero · scale`, `[tokens, 1]`, and `(code − zero) · scale`, once somebody asked for them.
+    offset: Option<Value>,
     values: Option<Value>,
+}
+
+/// A matrix as bytes, each output in units of its own.
+struct Bytes {
+    /// `[in, out]`.
+    codes: Value,
+    /// f32, `[out]`.
+    unit: Value,
+    /// `−Σ codes · unit`, `[1, out]`: what an input that is one lower adds.
+    shift: Value,
 }
 
 /// Columns that share a scale in `MatMulNBits`: the largest block that has a fast kernel in ONNX Runtime.
@@ -35,7 +47,7 @@ impl Linears {
         Linears { sign_planes, rounded: HashMap::new() }
     }
 
-    /// The layer over `x`, `[.., in]`. `like`: a value with the same sides but the last, where the layer has no inputs.
+    /// The layer over `x`, `[tokens, in]`. `like`: a value with as many tokens, where the layer has no inputs.
     pub fn forward<'m>(
         &mut self,
         graph: &mut Graph<'m>,
@@ -53,17 +65,33 @@ impl Linears {
             return graph.op("Add", &[&nothing, &bias]);
         }
         let bits = linear.activations.bits();
-        let product = match weight {
-            Weight::Dense(tensor) => {
+        let product = match (weight, bits) {
+            (Weight::Dense(tensor), _) => {
                 let inputs = self.values(graph, x, bits);
                 let matrix = transposed(graph, Constant::from(tensor));
                 graph.op("MatMul", &[&inputs, &matrix])
             }
-            Weight::Int8(int8) => self.int8(graph, int8, x, bits),
-            Weight::Binary(binary) => self.planes(graph, binary, x, bits),
-            Weight::Double(double) => self.double(graph, double, x, bits),
+            (Weight::Int8(int8), None) => {
+                let codes = int8_codes(graph, int8);
+                let codes = graph.cast(&codes, Type::F32);
+                let product = graph.op("MatMul", &[x, &codes]);
+                let scale = int8_scale(graph, int8);
+                graph.op("Mul", &[&product, &scale])
+            }
+            (Weight::Int8(int8), Some(bits)) => {
+                let bytes = int8_bytes(graph, int8);
+                return self.by_bytes(graph, &[bytes], bias, x, bits);
+            }
+            (Weight::Binary(binary), _) => {
+                let product = self.planes(graph, binary, x, bits);
+                self.with_residual(graph, binary, product, x, bits)
+            }
+            (Weight::Double(double), None) => self.double(graph, double, x),
+            (Weight::Double(double), Some(bits)) => {
+                return self.double_by_bytes(graph, double, bias, x, bits);
+            }
             // Of tables alone; a layer cannot have them.
-            Weight::Subspace(_) | Weight::Factored(_) => {
+            (Weight::Subspace(_) | Weight::Factored(_), _) => {
                 let (name, shape) =
                     (format!("{}.weight", weight.name()), [weight.rows(), weight.cols()]);
                 let values = || weight.to_f32().expect("a packed form is expanded").into_owned();
@@ -79,34 +107,62 @@ impl Linears {
         }
     }
 
-    fn int8<'m>(
+    /// The outputs of several layers of bytes over `x` side by side, `[tokens, out + out + …]`, by one product; nothing
+    /// where they are not bytes, or not all rounded alike. Runtimes put the matrices side by side once, when they load.
+    /// (Matrices in f32 stay alone: software that quantises a graph looks for constants.)
+    pub fn together<'m>(
         &mut self,
         graph: &mut Graph<'m>,
-        int8: &'m Int8,
+        linears: &[&'m Linear],
         x: &str,
-        bits: Option<u32>,
-    ) -> Value {
-        let (name, rows, cols) = (&int8.name, int8.rows, int8.cols);
-        let codes = graph.constant(&format!("{name}.codes"), Type::I8, &[cols, rows], move || {
-            flip(bytemuck::cast_slice(&int8.codes), [rows, cols], 1)
-        });
-        let scale = || int8.scales.values.clone();
-        let scale = graph.floats(&format!("{name}.scale"), &[rows], scale);
-        if bits.is_none() {
-            let codes = graph.cast(&codes, Type::F32);
-            let product = graph.op("MatMul", &[x, &codes]);
-            return graph.op("Mul", &[&product, &scale]);
+    ) -> Option<Value> {
+        let bits = self.one_product(linears[0])?;
+        let biased = |l: &&&Linear| self.one_product(l) == Some(bits) && l.bias.is_some();
+        if linears.iter().filter(biased).count() < linears.len() {
+            return None;
         }
-        let sum = |row: &[i8]| row.iter().map(|&c| c as f32).sum();
-        let sums = move || int8.codes.chunks_exact(cols).map(sum).collect();
-        let sums = graph.floats(&format!("{name}.sums"), &[rows], sums);
-        let product = self.by_bytes(graph, &codes, &sums, x, bits);
-        let product = graph.op("Mul", &[&product, &scale]);
-        let rounded = self.rounded(graph, x, bits.unwrap_or_default());
-        graph.op("Mul", &[&product, &rounded.scale])
+        let biases: Vec<Value> =
+            linears.iter().filter_map(|l| l.bias.as_ref()).map(|b| graph.wide(b)).collect();
+        let matrices: Vec<Bytes> = linears
+            .iter()
+            .flat_map(|l| match &l.weight {
+                Weight::Int8(int8) => vec![int8_bytes(graph, int8)],
+                Weight::Binary(binary) => self.planes_as_bytes(graph, binary, bits),
+                _ => unreachable!("other forms are not one product"),
+            })
+            .collect();
+        let mut beside = |of: fn(&Bytes) -> &Value, axis| {
+            let values: Vec<&str> = matrices.iter().map(|b| of(b).as_str()).collect();
+            graph.with("Concat", &values, &[("axis", Attribute::Int(axis))])
+        };
+        let bytes = Bytes {
+            codes: beside(|b| &b.codes, 1),
+            unit: beside(|b| &b.unit, 0),
+            shift: beside(|b| &b.shift, 1),
+        };
+        let biases: Vec<&str> = biases.iter().map(String::as_str).collect();
+        let bias = graph.with("Concat", &biases, &[("axis", Attribute::Int(0))]);
+        Some(self.by_bytes(graph, &[bytes], Some(bias), x, bits))
     }
 
-    /// Sign planes and their residual.
+    /// The bits of its inputs, where a layer is one product of bytes and nothing besides.
+    fn one_product(&self, linear: &Linear) -> Option<u32> {
+        let bits = linear.activations.bits();
+        match &linear.weight {
+            weight if weight.cols() == 0 => None,
+            Weight::Int8(_) => bits,
+            Weight::Binary(b) if b.low_rank.is_none() && self.one_matrix(b, bits) => bits,
+            _ => None,
+        }
+    }
+
+    /// Whether the planes of a matrix are one product of bytes.
+    fn one_matrix(&self, binary: &Binary, bits: Option<u32>) -> bool {
+        let whole = self.sign_planes != SignPlanes::Nbits && binary.group >= binary.cols;
+        whole && (binary.planes == 1 || bits == Some(8))
+    }
+
+    /// Sign planes, without their residual.
     fn planes<'m>(
         &mut self,
         graph: &mut Graph<'m>,
@@ -114,28 +170,15 @@ impl Linears {
         x: &str,
         bits: Option<u32>,
     ) -> Value {
-        let (name, rows, cols) = (&binary.name, binary.rows, binary.cols);
-        let grouped = binary.group < cols;
-        let product = match (self.sign_planes, bits) {
+        match (self.sign_planes, bits) {
             (SignPlanes::Nbits, _) => {
                 let terms =
                     (0..binary.planes).map(|plane| nbits(graph, binary, plane, x)).collect();
                 sum(graph, terms)
             }
-            (_, Some(8)) if binary.planes > 1 && !grouped => self.levels(graph, binary, x),
-            (_, Some(bits)) if !grouped => {
-                let mut terms = Vec::new();
-                for plane in 0..binary.planes {
-                    let words = words(binary, plane);
-                    let at = format!("{name}.plane{plane}");
-                    let term = self.signs_by_bytes(graph, &at, words, [rows, cols], x, bits);
-                    let scales = move || binary.scales[plane * rows..(plane + 1) * rows].to_vec();
-                    let scales = graph.floats(&format!("{at}.scale"), &[rows], scales);
-                    terms.push(graph.op("Mul", &[&term, &scales]));
-                }
-                let total = sum(graph, terms);
-                let rounded = self.rounded(graph, x, bits);
-                graph.op("Mul", &[&total, &rounded.scale])
+            (_, Some(bits)) if binary.group >= binary.cols => {
+                let bytes = self.planes_as_bytes(graph, binary, bits);
+                self.by_bytes(graph, &bytes, None, x, bits)
             }
             _ => {
                 let inputs = self.values(graph, x, bits);
@@ -143,18 +186,49 @@ impl Linears {
                 let matrix = graph.transpose(&matrix, &[1, 0]);
                 graph.op("MatMul", &[&inputs, &matrix])
             }
-        };
+        }
+    }
+
+    fn with_residual<'m>(
+        &mut self,
+        graph: &mut Graph<'m>,
+        binary: &'m Binary,
+        product: Value,
+        x: &str,
+        bits: Option<u32>,
+    ) -> Value {
         let Some(low) = &binary.low_rank else { return product };
+        let (rows, cols) = (binary.rows, binary.cols);
         // Beside planes with a scale a row the residual sees inputs as they are.
-        let inputs = if grouped { self.values(graph, x, bits) } else { x.to_string() };
-        let [u, v] = factors(graph, name, low, rows, cols);
+        let inputs = if binary.group < cols { self.values(graph, x, bits) } else { x.to_string() };
+        let [u, v] = factors(graph, &binary.name, low, rows, cols);
         let inner = graph.op("MatMul", &[&inputs, &v]);
         let residual = graph.op("MatMul", &[&inner, &u]);
         graph.op("Add", &[&product, &residual])
     }
 
+    /// Planes with a scale a row: one matrix where they are one product, else one for each plane.
+    fn planes_as_bytes<'m>(
+        &self,
+        graph: &mut Graph<'m>,
+        binary: &'m Binary,
+        bits: u32,
+    ) -> Vec<Bytes> {
+        if binary.planes > 1 && self.one_matrix(binary, Some(bits)) {
+            return vec![self.levels(graph, binary)];
+        }
+        let (rows, cols) = (binary.rows, binary.cols);
+        let plane = |plane: usize| {
+            let name = format!("{}.plane{plane}", binary.name);
+            let scales =
+                move || binary.scales[plane * rows..(plane + 1) * rows].to_vec();
+            self.signs_as_bytes(graph, &name, words(binary, plane), [rows, cols], scales)
+        };
+        (0..binary.planes).map(plane).collect()
+    }
+
     /// Several planes as whole numbers up to 64, one product for all, as the runtime has them.
-    fn levels<'m>(&mut self, graph: &mut Graph<'m>, binary: &'m Binary, x: &str) -> Value {
+    fn levels<'m>(&self, graph: &mut Graph<'m>, binary: &'m Binary) -> Bytes {
         let (name, rows, cols, planes) = (&binary.name, binary.rows, binary.cols, binary.planes);
         let of_row = move |r: usize| {
             let scales: Vec<f32> = (0..planes).map(|k| binary.scales[k * rows + r]).collect();
@@ -162,7 +236,7 @@ impl Linears {
         };
         // A row of zeros has no unit, and needs none.
         let units = move || (0..rows).map(|r| of_row(r).1.max(1e-30)).collect();
-        let units = graph.floats(&format!("{name}.unit"), &[rows], units);
+        let unit = graph.floats(&format!("{name}.unit"), &[rows], units);
         let codes = match self.sign_planes {
             SignPlanes::Int8 => {
                 graph.constant(&format!("{name}.levels"), Type::I8, &[cols, rows], move || {
@@ -175,8 +249,8 @@ impl Linears {
             }
             SignPlanes::Unpack | SignPlanes::Nbits => {
                 let matrix = unpacked(graph, binary);
-                let unit = graph.unsqueeze(&units, &[-1]);
-                let steps = graph.op("Div", &[&matrix, &unit]);
+                let column = graph.unsqueeze(&unit, &[-1]);
+                let steps = graph.op("Div", &[&matrix, &column]);
                 // To the nearest, halves away from 0: `Round` takes them to even numbers.
                 let (sign, size) = (graph.op("Sign", &[&steps]), graph.op("Abs", &[&steps]));
                 let half = graph.float(0.5);
@@ -188,69 +262,59 @@ impl Linears {
             }
         };
         let wide = graph.cast(&codes, Type::F32);
-        let sums = graph.reduce("ReduceSum", &wide, &[0], false);
-        let product = self.by_bytes(graph, &codes, &sums, x, Some(8));
-        let product = graph.op("Mul", &[&product, &units]);
-        let rounded = self.rounded(graph, x, 8);
-        graph.op("Mul", &[&product, &rounded.scale])
+        let sums = graph.reduce("ReduceSum", &wide, &[0], true);
+        let sums = graph.op("Mul", &[&sums, &unit]);
+        let shift = graph.op("Neg", &[&sums]);
+        Bytes { codes, unit, shift }
     }
 
-    /// Two binary factors. Between them there are at least 8 bits.
-    fn double<'m>(
+    /// Two binary factors, inputs as they are.
+    fn double<'m>(&self, graph: &mut Graph<'m>, double: &'m DoubleBinary, x: &str) -> Value {
+        let DoubleBinary { name, rows, cols, rank, u, v, a, m, b } = double;
+        let times = |graph: &mut Graph<'m>, y: &str, part: &str, n: usize, scales: &'m Scales| {
+            let scale = graph.floats(&format!("{name}.{part}"), &[n], || scales.values.clone());
+            graph.op("Mul", &[y, &scale])
+        };
+        let x = times(graph, x, "b", *cols, b);
+        let inner = signs(graph, &format!("{name}.v"), v, [*rank, *cols], &x);
+        let inner = times(graph, &inner, "m", *rank, m);
+        let y = signs(graph, &format!("{name}.u"), u, [*rows, *rank], &inner);
+        times(graph, &y, "a", *rows, a)
+    }
+
+    /// Two binary factors. Between them there are 8 bits.
+    fn double_by_bytes<'m>(
         &mut self,
         graph: &mut Graph<'m>,
         double: &'m DoubleBinary,
+        bias: Option<Value>,
         x: &str,
-        bits: Option<u32>,
+        bits: u32,
     ) -> Value {
         let DoubleBinary { name, rows, cols, rank, u, v, a, m, b } = double;
         let (rows, cols, rank) = (*rows, *cols, *rank);
-        let mut scale = |part: &str, n: usize, scales: &'m Scales| {
-            graph.floats(&format!("{name}.{part}"), &[n], || scales.values.clone())
-        };
-        let (a, m, b) = (scale("a", rows, a), scale("m", rank, m), scale("b", cols, b));
+        let b = graph.floats(&format!("{name}.b"), &[cols], || b.values.clone());
         let x = graph.op("Mul", &[x, &b]);
-        let inner = self.signs(graph, &format!("{name}.v"), v, [rank, cols], &x, bits);
-        let inner = graph.op("Mul", &[&inner, &m]);
-        let bits = bits.map(|_| 8);
-        let y = self.signs(graph, &format!("{name}.u"), u, [rows, rank], &inner, bits);
-        graph.op("Mul", &[&y, &a])
+        let scales = || m.values.clone();
+        let bytes = self.signs_as_bytes(graph, &format!("{name}.v"), v, [rank, cols], scales);
+        let inner = self.by_bytes(graph, &[bytes], None, &x, bits);
+        let scales = || a.values.clone();
+        let bytes = self.signs_as_bytes(graph, &format!("{name}.u"), u, [rows, rank], scales);
+        self.by_bytes(graph, &[bytes], bias, &inner, 8)
     }
 
-    /// The product with a matrix of signs, as this graph multiplies them.
-    fn signs<'m>(
-        &mut self,
-        graph: &mut Graph<'m>,
-        name: &str,
-        words: &'m [u32],
-        shape: [usize; 2],
-        x: &str,
-        bits: Option<u32>,
-    ) -> Value {
-        if let Some(bits) = bits {
-            let product = self.signs_by_bytes(graph, name, words, shape, x, bits);
-            let rounded = self.rounded(graph, x, bits);
-            return graph.op("Mul", &[&product, &rounded.scale]);
-        }
-        let signs = unpack_constant(graph, name, words, 1, shape);
-        let signs = graph.reshape(&signs, &[shape[0] as i64, shape[1] as i64]);
-        let signs = graph.transpose(&signs, &[1, 0]);
-        graph.op("MatMul", &[x, &signs])
-    }
-
-    /// Signs as bytes times the codes of `x`, still to be multiplied by the scale of each token.
-    fn signs_by_bytes<'m>(
-        &mut self,
+    /// A matrix of signs, each row times its scale.
+    fn signs_as_bytes<'m>(
+        &self,
         graph: &mut Graph<'m>,
         name: &str,
         words: &'m [u32],
         [rows, cols]: [usize; 2],
-        x: &str,
-        bits: u32,
-    ) -> Value {
+        scales: impl Fn() -> Vec<f32> + Clone + 'm,
+    ) -> Bytes {
         let line = cols.div_ceil(32);
         let bit = move |row: usize, col: usize| words[row * line + col / 32] >> (col % 32) & 1 == 1;
-        let bytes = match self.sign_planes {
+        let codes = match self.sign_planes {
             SignPlanes::Int8 => {
                 graph.constant(&format!("{name}.signs"), Type::I8, &[cols, rows], move || {
                     let sign = |i: usize| if bit(i % rows, i / rows) { 1i8 } else { -1 };
@@ -264,64 +328,81 @@ impl Linears {
                 graph.transpose(&signs, &[1, 0])
             }
         };
+        let unit = graph.floats(&format!("{name}.scale"), &[rows], scales.clone());
         let ones = |row: &[u32]| row.iter().map(|w| w.count_ones()).sum::<u32>() as f32;
         let sum = move |row: &[u32]| 2.0 * ones(row) - cols as f32;
-        let sums = move || words.chunks_exact(line).map(sum).collect();
-        let sums = graph.floats(&format!("{name}.sums"), &[rows], sums);
-        self.by_bytes(graph, &bytes, &sums, x, Some(bits))
+        let shifts = move || {
+            let rows = words.chunks_exact(line).zip(scales());
+            rows.map(|(row, scale)| -sum(row) * scale).collect()
+        };
+        let shift = graph.floats(&format!("{name}.shift"), &[1, rows], shifts);
+        Bytes { codes, unit, shift }
     }
 
-    /// `Σ (code − zero) · matrix`. The zero points differ from token to token, which `MatMulInteger` does not know in
-    /// ONNX Runtime: their part is taken off behind it.
+    /// The product with the sum of some matrices: `scale · unit · Σ codes · codes − zero · scale · Σ codes · unit + bias`.
+    /// The zero points differ from token to token, which `MatMulInteger` does not know in ONNX Runtime: their part is a
+    /// product of its own, of one column, that brings the bias along.
     fn by_bytes(
         &mut self,
         graph: &mut Graph,
-        matrix: &str,
-        sums: &str,
+        matrices: &[Bytes],
+        bias: Option<Value>,
         x: &str,
-        bits: Option<u32>,
+        bits: u32,
     ) -> Value {
-        let rounded = self.bytes(graph, x, bits.unwrap_or(8));
-        let codes = rounded.bytes.expect("just asked for");
-        let product = graph.op("MatMulInteger", &[&codes, matrix]);
-        let product = graph.cast(&product, Type::F32);
-        let shift = graph.op("Mul", &[&rounded.zero, sums]);
-        graph.op("Sub", &[&product, &shift])
+        let rounded = self.rounded(graph, x, bits);
+        let offset = self.offset(graph, x, bits);
+        let term = |matrix: &Bytes| {
+            let product = graph.op("MatMulInteger", &[&rounded.codes, &matrix.codes]);
+            let steps = rows_at(graph, "DequantizeLinear", &[&product, &rounded.scale]);
+            graph.op("Mul", &[&steps, &matrix.unit])
+        };
+        let terms = matrices.iter().map(term).collect();
+        let total = sum(graph, terms);
+        let shift = sum(graph, matrices.iter().map(|m| m.shift.clone()).collect());
+        let rest = match &bias {
+            Some(bias) => graph.op("Gemm", &[&offset, &shift, bias]),
+            None => graph.op("MatMul", &[&offset, &shift]),
+        };
+        graph.op("Add", &[&total, &rest])
     }
 
     fn rounded(&mut self, graph: &mut Graph, x: &str, bits: u32) -> Rounded {
         if let Some(known) = self.rounded.get(&(x.to_string(), bits)) {
             return known.clone();
         }
-        let zero = graph.float(0.0);
-        let low = graph.reduce("ReduceMin", x, &[-1], true);
-        let low = graph.op("Min", &[&low, &zero]);
-        let high = graph.reduce("ReduceMax", x, &[-1], true);
-        let high = graph.op("Max", &[&high, &zero]);
-        let top = graph.float(((1 << bits) - 1) as f32);
-        let range = graph.op("Sub", &[&high, &low]);
+        let low = graph.reduce("ReduceMin", x, &[-1], false);
+        let low = graph.op("Neg", &[&low]);
+        let below = graph.op("Relu", &[&low]);
+        let high = graph.reduce("ReduceMax", x, &[-1], false);
+        let above = graph.op("Relu", &[&high]);
+        let range = graph.op("Add", &[&below, &above]);
+        let most = (1 << bits) - 1;
+        let top = graph.float(most as f32);
         let scale = graph.op("Div", &[&range, &top]);
         let least = graph.float(1e-30); // a token of zeros
         let scale = graph.op("Max", &[&scale, &least]);
-        let start = graph.op("Div", &[&low, &scale]);
-        let start = graph.op("Round", &[&start]);
-        let zero_point = graph.op("Neg", &[&start]);
-        let code = graph.op("Div", &[x, &scale]);
-        let code = graph.op("Round", &[&code]);
-        let code = graph.op("Add", &[&code, &zero_point]);
-        let code = graph.op("Clip", &[&code, &zero, &top]);
-        let rounded = Rounded { code, scale, zero: zero_point, bytes: None, values: None };
+        let zero = rows_at(graph, "QuantizeLinear", &[&below, &scale]);
+        let mut codes = rows_at(graph, "QuantizeLinear", &[x, &scale, &zero]);
+        if bits < 8 {
+            let (least, most) = (graph.byte(0), graph.byte(most as u8));
+            codes = graph.op("Clip", &[&codes, &least, &most]);
+        }
+        let rounded = Rounded { codes, scale, zero, offset: None, values: None };
         self.rounded.insert((x.to_string(), bits), rounded.clone());
         rounded
     }
 
-    fn bytes(&mut self, graph: &mut Graph, x: &str, bits: u32) -> Rounded {
+    /// `zero · scale` of each token, `[tokens, 1]`.
+    fn offset(&mut self, graph: &mut Graph, x: &str, bits: u32) -> Value {
         let mut rounded = self.rounded(graph, x, bits);
-        if rounded.bytes.is_none() {
-            rounded.bytes = Some(graph.cast(&rounded.code, Type::U8));
+        if rounded.offset.is_none() {
+            let zero = graph.cast(&rounded.zero, Type::F32);
+            let offset = graph.op("Mul", &[&zero, &rounded.scale]);
+            rounded.offset = Some(graph.unsqueeze(&offset, &[-1]));
             self.rounded.insert((x.to_string(), bits), rounded.clone());
         }
-        rounded
+        rounded.offset.expect("just made")
     }
 
     /// `x` as it is multiplied in f32: rounded, or as it is.
@@ -329,12 +410,60 @@ impl Linears {
         let Some(bits) = bits else { return x.to_string() };
         let mut rounded = self.rounded(graph, x, bits);
         if rounded.values.is_none() {
-            let steps = graph.op("Sub", &[&rounded.code, &rounded.zero]);
-            rounded.values = Some(graph.op("Mul", &[&steps, &rounded.scale]));
+            let column = |graph: &mut Graph, value: &str| graph.unsqueeze(value, &[-1]);
+            let zero = graph.cast(&rounded.zero, Type::F32);
+            let (zero, scale) = (column(graph, &zero), column(graph, &rounded.scale));
+            let codes = graph.cast(&rounded.codes, Type::F32);
+            let steps = graph.op("Sub", &[&codes, &zero]);
+            rounded.values = Some(graph.op("Mul", &[&steps, &scale]));
             self.rounded.insert((x.to_string(), bits), rounded.clone());
         }
         rounded.values.expect("just made")
     }
+}
+
+/// An operator whose scales are those of rows.
+fn rows_at(graph: &mut Graph, op: &str, inputs: &[&str]) -> Value {
+    graph.with(op, inputs, &[("axis", Attribute::Int(0))])
+}
+
+fn int8_bytes<'m>(graph: &mut Graph<'m>, int8: &'m Int8) -> Bytes {
+    let (rows, cols) = (int8.rows, int8.cols);
+    let (codes, unit) = (int8_codes(graph, int8), int8_scale(graph, int8));
+    let sum = |row: &[i8]| row.iter().map(|&c| c as f32).sum::<f32>();
+    let shifts = move || {
+        let rows = int8.codes.chunks_exact(cols).zip(&int8.scales.values);
+        rows.map(|(row, scale)| -sum(row) * scale).collect()
+    };
+    let shift = graph.floats(&format!("{}.shift", int8.name), &[1, rows], shifts);
+    Bytes { codes, unit, shift }
+}
+
+/// `[in, out]`.
+fn int8_codes<'m>(graph: &mut Graph<'m>, int8: &'m Int8) -> Value {
+    let (name, rows, cols) = (&int8.name, int8.rows, int8.cols);
+    graph.constant(&format!("{name}.codes"), Type::I8, &[cols, rows], move || {
+        flip(bytemuck::cast_slice(&int8.codes), [rows, cols], 1)
+    })
+}
+
+fn int8_scale<'m>(graph: &mut Graph<'m>, int8: &'m Int8) -> Value {
+    let scale = || int8.scales.values.clone();
+    graph.floats(&format!("{}.scale", int8.name), &[int8.rows], scale)
+}
+
+/// The product with a matrix of signs in f32.
+fn signs<'m>(
+    graph: &mut Graph<'m>,
+    name: &str,
+    words: &'m [u32],
+    shape: [usize; 2],
+    x: &str,
+) -> Value {
+    let signs = unpack_constant(graph, name, words, 1, shape);
+    let signs = graph.reshape(&signs, &[shape[0] as i64, shape[1] as i64]);
+    let signs = graph.transpose(&signs, &[1, 0]);
+    graph.op("MatMul", &[x, &signs])
 }
 
 fn sum(graph: &mut Graph, terms: Vec<Value>) -> Value {

@@ -124,6 +124,22 @@ fn apply(node: &Node, x: &[&Array]) -> Vec<Array> {
             vec![out]
         }
         "MatMul" | "MatMulInteger" => vec![matmul(x[0], x[1])],
+        "Gemm" => vec![broadcast(&matmul(x[0], x[1]), x[2], &|a, b| a + b)],
+        "QuantizeLinear" | "DequantizeLinear" => {
+            assert_eq!(node.int("axis", 1), 0, "as it is used here");
+            let (rows, mut out) = (x[1].values.len(), x[0].clone());
+            let zero = |row: usize| x.get(2).map_or(0.0, |z| z.values[row]);
+            let width = out.values.len() / rows;
+            for (i, v) in out.values.iter_mut().enumerate() {
+                let (scale, zero) = (x[1].values[i / width], zero(i / width));
+                *v = match node.op.as_str() {
+                    "QuantizeLinear" => ((*v / scale).round_ties_even() + zero).clamp(0.0, 255.0),
+                    _ => (*v - zero) * scale,
+                };
+            }
+            out.whole = node.op == "QuantizeLinear";
+            vec![out]
+        }
         "Shape" => {
             let rank = x[0].dims.len() as i64;
             let (start, end) = (node.int("start", 0), node.int("end", rank));
