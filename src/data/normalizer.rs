@@ -31,16 +31,19 @@ impl Growth {
     /// would set aside what it says, up to 4 GiB.
     pub fn new(normalizer: &Value) -> tokenizers::Result<Growth> {
         let mut growth = Growth::default();
-        growth.extend(normalizer)?;
+        if !normalizer.is_null() {
+            check_tables(normalizer)?;
+            // As the library understands it: a step need not say its type, and may have fields that are no steps.
+            let read: NormalizerWrapper = serde_json::from_value(normalizer.clone())?;
+            growth.extend(&serde_json::to_value(&read)?)?;
+        }
         Ok(growth)
     }
 
+    /// `normalizer`: as the library writes it.
     fn extend(&mut self, normalizer: &Value) -> tokenizers::Result<()> {
         if let Some(inner) = normalizer["normalizers"].as_array() {
             return inner.iter().try_for_each(|n| self.extend(n));
-        }
-        if normalizer.is_null() {
-            return Ok(());
         }
         let text = |value: &Value| value.as_str().map_or(0, str::len);
         let (factor, before) = match normalizer["type"].as_str() {
@@ -56,11 +59,12 @@ impl Growth {
             // Unicode, UAX 15: at most 11 times, and lower case of some letters is longer.
             Some("BertNormalizer" | "NFD" | "NFKD" | "NFC" | "NFKC") => (12, 0),
             Some("Lowercase" | "ByteLevel") => (2, 0),
-            _ if !normalizer["precompiled_charsmap"].is_null() => {
+            Some("Precompiled") => {
                 let base64 = normalizer["precompiled_charsmap"].as_str().unwrap_or_default();
                 (longest_entry(base64)?, 0)
             }
-            _ => (1, 0),
+            Some("Strip" | "StripAccents" | "Nmt") => (1, 0),
+            _ => (TIMES, 0),
         };
         let normalizer = serde_json::from_value(normalizer.clone())?;
         self.steps.push(Step { normalizer, factor, before });
@@ -94,6 +98,20 @@ impl Step {
     fn at_most(&self, len: usize) -> usize {
         let before = self.before.saturating_mul(len.saturating_add(1));
         len.saturating_mul(self.factor).saturating_add(before)
+    }
+}
+
+/// Looks at every table of SentencePiece's, wherever it stands: to read one that lies may take gigabytes.
+fn check_tables(normalizer: &Value) -> tokenizers::Result<()> {
+    match normalizer {
+        Value::Object(fields) => fields.iter().try_for_each(|(name, value)| match value {
+            Value::String(base64) if name == "precompiled_charsmap" => {
+                longest_entry(base64).map(drop)
+            }
+            value => check_tables(value),
+        }),
+        Value::Array(values) => values.iter().try_for_each(check_tables),
+        _ => Ok(()),
     }
 }
 
@@ -160,6 +178,24 @@ mod tests {
         assert_eq!(excess(doubles(60), "b"), None);
         let nested = json!({"type": "Sequence", "normalizers": [doubles(30), doubles(30)]});
         assert_eq!(excess(nested, "a"), Some(32 << 20));
+    }
+
+    /// The library goes by the fields where there is no type, and looks at no others.
+    #[test]
+    fn steps_are_what_the_library_takes_them_for() {
+        let nameless = json!({"pattern": {"String": "a"}, "content": "aa"});
+        let steps = |step: &Value| {
+            let steps = vec![step.clone(); 60];
+            excess(json!({"type": "Sequence", "normalizers": steps}), "a")
+        };
+        assert_eq!(steps(&nameless), Some(32 << 20));
+        let mut more = replace("a", "aa");
+        more["normalizers"] = json!([]);
+        assert_eq!(steps(&more), Some(32 << 20));
+        let table =
+            json!({"type": "Precompiled", "precompiled_charsmap": "/P///w==", "normalizers": []});
+        let err = Growth::new(&json!({"type": "Sequence", "normalizers": [table]}));
+        assert!(err.expect_err("4 GiB").to_string().contains("that says to hold 4294967292"));
     }
 
     #[test]
