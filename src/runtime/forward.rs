@@ -516,9 +516,11 @@ impl Encoder<'_> {
                 if let Some(norm) = last {
                     norm.apply(&mut pooled);
                 }
-                per_text(out.forward(&pooled), out.out)
+                let values = arena::leave(out.forward(&pooled));
+                arena::give(pooled);
+                per_text(values, out.out)
             }
-            RunHead::PerToken(out) => per_token(out.forward(x), out.out),
+            RunHead::PerToken(out) => per_token(arena::leave(out.forward(x)), out.out),
             RunHead::MaskedLm { dense, activation, norm, decoder, bias } => {
                 let mut states = dense.forward(x);
                 kernels::activate(*activation, &mut states);
@@ -531,6 +533,7 @@ impl Encoder<'_> {
                 let out = MatMut::new(&mut logits, tokens, vocab);
                 kernels::product(out, Mat::new(&states, tokens, width), decoder.t(), 1.0);
                 kernels::add_bias(&mut logits, bias);
+                arena::give(states);
                 per_token(logits, vocab)
             }
             RunHead::Embedding { normalize, .. } => {
@@ -544,7 +547,7 @@ impl Encoder<'_> {
                 let pooled = dense.as_ref().map(|dense| {
                     let mut pooled = pooler(dense, norm.as_ref(), &firsts());
                     kernels::activate(crate::model::Activation::Tanh, &mut pooled);
-                    pooled
+                    arena::leave(pooled)
                 });
                 Output { pooled, ..per_token(x.to_vec(), hidden) }
             }

@@ -8,7 +8,9 @@
 mod tests;
 
 use super::encoder::{Encoder, Inputs, RunAttention, RunLayer};
+use super::forward::AttentionState;
 use super::forward::NoObserver;
+use super::kernels::arena::Held;
 use super::kernels::{self, Mat, MatMut, arena};
 use super::tokens::{Frozen, Importance, States, rows};
 use super::{Batch, Dense, Output};
@@ -160,7 +162,10 @@ impl Encoder<'_> {
         let mut kv = key_value(&attention.key, &attention.value, x, tokens);
         positions.turn(&mut kv, (2 * width, width, dim), batch.positions.iter().copied());
         let firsts = batch.firsts();
-        let mut probs = arena::room(attention.heads.len() * batch.longest());
+        // At once what the longest text needs: what grows on the way would be another room in each pass.
+        let longest = batch.longest();
+        let queries = if let Leaves::Ranked(_) = leaves { longest } else { 1 };
+        let mut probs = arena::room(attention.heads.len() * queries * longest);
         let (kept, context) = match leaves {
             Leaves::Ranked(schedule) if schedule.score == Score::Received => {
                 let queries = attention.query.forward_rows(x, tokens);
@@ -266,13 +271,15 @@ impl Encoder<'_> {
                 importance.add(from, to - from, heads, probs);
             }
         };
-        let context = self.attention_context(attention, x, batch, None, &mut seen).context;
+        let AttentionState { qkv, context } =
+            self.attention_context(attention, x, batch, None, &mut seen);
         let kept = match (schedule, &importance) {
             (Some(schedule), Some(importance)) => importance.kept(schedule, layer, batch),
             _ => batch.firsts().to_vec(),
         };
-        let context = rows(&context, heads * attention.head_dim, &kept);
-        attended(attention, context, states.into_selected(&kept))
+        let some = rows(&context, heads * attention.head_dim, &kept);
+        arena::give_all([qkv, context]);
+        attended(attention, some, states.into_selected(&kept))
     }
 
     /// Probabilities of all heads for the queries in rows `row..` of `text.queries`, those of the tokens at
@@ -350,16 +357,15 @@ impl Text<'_> {
         let (heads, dim) = (attention.heads.len(), attention.head_dim);
         let (width, count) = (heads * dim, kept.map_or(queries, <[usize]>::len));
         let mut context = arena::room(count * width);
-        let mut some;
         for head in 0..heads {
-            let mut probs = &probs[head * queries * self.len..(head + 1) * queries * self.len];
-            if let Some(kept) = kept {
-                some = rows(probs, self.len, kept);
-                probs = &some;
-            }
+            let all = &probs[head * queries * self.len..(head + 1) * queries * self.len];
+            let probs = match kept {
+                Some(kept) => Held::Room(rows(all, self.len, kept)),
+                None => Held::Borrowed(all),
+            };
             let out = MatMut::new(&mut context, count, width).columns(head * dim, dim);
             let value = self.keys(width, width + head * dim, dim);
-            kernels::product(out, Mat::new(probs, count, self.len), value, 1.0);
+            kernels::product(out, Mat::new(&probs, count, self.len), value, 1.0);
         }
         context
     }

@@ -91,6 +91,40 @@ fn no_layer_asks_for_memory_once_others_have_run() {
     });
 }
 
+/// But for lists of what is kept: not for each head.
+#[test]
+fn layers_that_drop_tokens_ask_for_lists_alone() {
+    let batch = batch(3, &[12, 9, 12, 10, 12]);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool");
+    pool.install(|| {
+        for score in [Score::First, Score::Received] {
+            let mut model = tiny("bert", Task::SequenceClassification, 3);
+            let mut schedule = TokenSchedule::keep_all(LAYERS, score, model.reads());
+            schedule.layers[1] = Some(vec![true, false, true]);
+            model.tokens = Some(schedule);
+            let count = |model: &Model| {
+                let encoder = Encoder::packed(model).expect("a model that runs");
+                allocations(&encoder, &batch)
+            };
+            let more = count(&model) - count(&Model { tokens: None, ..model.clone() });
+            assert!(more <= 8 * batch.texts(), "{score:?}: {more}");
+        }
+    });
+}
+
+/// Answers outlive a pass, those of a data set all of its passes.
+#[test]
+fn answers_take_as_much_memory_as_they_are_large() {
+    for (family, task) in every() {
+        let model = tiny(family, task, 3);
+        let encoder = Encoder::packed(&model).expect("a model that runs");
+        let out = encoder.forward(&texts(3), None, &mut NoObserver).expect("ids inside the tables");
+        assert!(out.values.capacity() <= 2 * out.values.len(), "{family}, {task:?}");
+        let pooled = out.pooled.unwrap_or_default();
+        assert!(pooled.capacity() <= 2 * pooled.len(), "{family}, {task:?}");
+    }
+}
+
 #[test]
 fn groups_are_whole_texts_and_say_what_their_batch_says() {
     let lengths = [100, 100, 56, 1, 12, 12, 11, 10, 9, 255, 7];

@@ -8,6 +8,10 @@ use std::thread::LocalKey;
 
 /// Vectors that a thread keeps. A forward pass has about 20 at once.
 const MOST: usize = 48;
+/// How many times as large as what is asked for may be what is given, but for little of it: some of it is held for long, and
+/// would hold what it does not need.
+const SPARE: usize = 4;
+const LITTLE: usize = 4096;
 
 /// What there is an arena for.
 pub trait Kept: Copy + Default + 'static {
@@ -35,17 +39,28 @@ kept!(f32 i32 u32 u8 i8 Bytes);
 /// `len` values, whatever they were used for before. [`give`] it back, or others cannot use it.
 pub fn room<T: Kept>(len: usize) -> Vec<T> {
     let mut taken = T::arena().with_borrow_mut(|kept| {
-        // The smallest that is large enough, or the largest, which grows.
+        // The smallest that is large enough, or the largest that is not, in whose place a larger one comes.
+        let most = len.saturating_mul(SPARE).max(LITTLE);
         let fits = |v: &Vec<T>| (v.capacity() < len, v.capacity().abs_diff(len));
-        let best = (0..kept.len()).min_by_key(|&i| fits(&kept[i]));
+        let few = (0..kept.len()).filter(|&i| kept[i].capacity() <= most);
+        let best = few.min_by_key(|&i| fits(&kept[i]));
         best.map_or(Vec::new(), |i| kept.swap_remove(i))
     });
     if taken.capacity() < len {
-        // Nothing in it is worth being moved.
-        taken.clear();
+        // Nothing in it is worth being moved, and what grows by itself grows twofold.
+        drop(std::mem::take(&mut taken));
+        taken.reserve_exact(len);
     }
     taken.resize(len, T::default());
     taken
+}
+
+/// The values of `room` in memory of their own, as large as they are: for what outlives a pass. What it stood in may be
+/// that of thousands of others.
+pub fn leave<T: Kept>(room: Vec<T>) -> Vec<T> {
+    let values = room.to_vec();
+    give(room);
+    values
 }
 
 /// `len` zeros.
@@ -120,8 +135,34 @@ mod tests {
             let (some, more) = (room::<f32>(60), room::<f32>(60));
             assert_eq!((some.capacity(), more.capacity()), (100, 1000));
             let least = room::<f32>(20);
-            assert!(least.capacity() >= 20 && least.len() == 20);
+            assert_eq!((least.capacity(), least.len()), (20, 20));
             f32::arena().with_borrow(|kept| assert!(kept.is_empty()));
+            give(more);
+            assert_eq!(room::<f32>(1001).capacity(), 1001);
+            f32::arena().with_borrow(|kept| assert!(kept.is_empty()));
+        })
+        .join()
+        .expect("no panic");
+    }
+
+    #[test]
+    fn little_is_not_put_into_much() {
+        std::thread::spawn(|| {
+            give(Vec::<f32>::with_capacity(SPARE * LITTLE + 1));
+            assert_eq!(room::<f32>(LITTLE).capacity(), LITTLE);
+            assert_eq!(room::<f32>(LITTLE + 1).capacity(), SPARE * LITTLE + 1);
+        })
+        .join()
+        .expect("no panic");
+    }
+
+    #[test]
+    fn what_leaves_takes_no_room_along() {
+        std::thread::spawn(|| {
+            give(Vec::<f32>::with_capacity(1000));
+            let left = leave(copy(&[1.0f32, 2.0]));
+            assert_eq!((left.capacity(), &left[..]), (2, &[1.0, 2.0][..]));
+            f32::arena().with_borrow(|kept| assert_eq!(kept[0].capacity(), 1000));
         })
         .join()
         .expect("no panic");

@@ -25,8 +25,9 @@ pub fn detected() -> bool {
 
 /// AMX-TILE, AMX-INT8 and AMX-BF16, and that the system saves tiles (Intel SDM 1, §18.3).
 fn in_hardware() -> bool {
-    // AVX-512 comes with these leaves, and with `xgetbv`.
-    let features = __cpuid_count(7, 0).edx;
+    // SAFETY: AVX-512 comes with these leaves, and with `xgetbv`. (Older compilers want to hear it.)
+    #[allow(unused_unsafe)]
+    let features = unsafe { __cpuid_count(7, 0) }.edx;
     #[target_feature(enable = "xsave")]
     fn enabled() -> u64 {
         // SAFETY: that the system uses XSAVE was found with AVX-512; register 0 always exists.
@@ -37,7 +38,13 @@ fn in_hardware() -> bool {
     features >> 22 & 1 == 1 && features >> 24 & 0b11 == 0b11 && enabled >> 17 & 0b11 == 0b11
 }
 
-/// Asks Linux for the use of tiles, for all threads of the process.
+/// Asks Linux for the use of tiles, for all threads of the process. Of other systems they are not asked for.
+#[cfg(not(target_os = "linux"))]
+fn granted() -> bool {
+    false
+}
+
+#[cfg(target_os = "linux")]
 fn granted() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_long = 18;
@@ -71,10 +78,10 @@ impl Tiles {
     /// # Panics
     /// If the machine has none, or on other numbers of rows.
     pub fn configure(&mut self, rows: [u8; 8]) {
+        assert!(detected() && rows.iter().all(|r| (1..=ROWS as u8).contains(r)), "{rows:?}");
         if self.rows == rows {
             return;
         }
-        assert!(detected() && rows.iter().all(|r| (1..=ROWS as u8).contains(r)), "{rows:?}");
         self.rows = rows;
         let (mut bytes, mut all) = ([0; 16], [0; 16]);
         bytes[..8].fill(ROW as u16);

@@ -1,7 +1,8 @@
 //! f32 products by tiles of bf16: 16 rows by 16 rows of the matrix by 32 columns an instruction.
 //!
 //! An f32 has 24 bits of fraction, and a bf16 eight, so that every f32 is the sum of three bf16: `x = x₁ + x₂ + x₃`, exactly
-//! (but below 2⁻¹⁰⁹, where tiles take the last parts for zero). Of the nine products of the parts of two numbers the six greatest are
+//! (but below 2⁻¹⁰³, where tiles take the last parts for zero, and numbers below 2⁻¹²⁶ whole). Where a number is infinite, or a sum
+//! becomes it, the answer is NaN. Of the nine products of the parts of two numbers the six greatest are
 //! summed, in f32; what is left out is at most 2⁻²¹ of the whole, and 2⁻²³ of it in the mean: as much as f32 rounds. (Henry,
 //! Tang, Heinecke: Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations, ARITH 2019.)
 //! The unit makes six products in a third of the time that AVX-512 takes for one; with splitting and reading, two thirds are measured.
