@@ -83,7 +83,7 @@ pub fn add(
 
     let planned = report["plan"]["targets"].clone();
     let planned: Vec<PlannedTarget> = serde_json::from_value(planned).unwrap_or_default();
-    emitted.iter_mut().for_each(|note| note.put_beside(&planned));
+    emitted.iter_mut().for_each(|note| note.put_beside(&planned, max_shard_bytes));
     for (file, plan) in [("report.md", true), ("README.md", false)] {
         let section = report::markdown_targets(&emitted, plan);
         let mut text = read_text(&folder.join(file))?;

@@ -187,8 +187,8 @@ fn write(
         files.extend(more);
     }
     if let Some((_, plan)) = &planned {
-        let planned = plan.planned_targets();
-        emitted.iter_mut().for_each(|note| note.put_beside(&planned));
+        let planned = plan.planned_targets(options.max_shard_bytes);
+        emitted.iter_mut().for_each(|note| note.put_beside(&planned, options.max_shard_bytes));
     }
     let arguments: String = options.arguments.chars().filter(|c| !c.is_control()).collect();
     if let Some(recipe) = recipe {
@@ -219,7 +219,7 @@ fn write(
         }),
         before: Summary::of(teacher, weight_bytes(input)?),
         after: Summary::of(&model, written),
-        plan: planned.map(|(_, plan)| plan.met(&passes, written)),
+        plan: planned.map(|(_, plan)| plan.met(&passes, written, options.max_shard_bytes)),
         passes,
         quality,
         loads_natively: model.loads_natively(),

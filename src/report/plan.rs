@@ -42,6 +42,9 @@ pub struct PlannedTarget {
     pub sign_planes: Option<String>,
     /// Of its weight files.
     pub weight_bytes: Bounds,
+    /// Where these are split.
+    #[serde(default)]
+    pub max_shard_bytes: u64,
 }
 
 /// What is planned of the model behind one pass.
@@ -78,10 +81,12 @@ impl PlanNote {
 }
 
 impl Emitted {
-    /// Puts what was planned of it, if it is among `planned`, beside what came.
-    pub fn put_beside(&mut self, planned: &[PlannedTarget]) {
-        let same =
-            |p: &&PlannedTarget| (&p.target, &p.sign_planes) == (&self.target, &self.sign_planes);
+    /// Puts what was planned of it, if it is among `planned`, beside what came, split at `max_shard_bytes`.
+    pub fn put_beside(&mut self, planned: &[PlannedTarget], max_shard_bytes: u64) {
+        let same = |p: &&PlannedTarget| {
+            (&p.target, &p.sign_planes) == (&self.target, &self.sign_planes)
+                && p.max_shard_bytes == max_shard_bytes
+        };
         self.planned_weight_bytes = planned.iter().find(same).map(|p| p.weight_bytes);
     }
 }

@@ -234,6 +234,24 @@ fn graphs_with_other_signs_are_planned_too() {
     assert!(onnx["weight_bytes"].is_null());
 }
 
+/// A target that comes later was planned only as it was going to be split.
+#[test]
+fn what_is_split_otherwise_was_not_planned() {
+    let (dir, model) = (Dir::new(), reviews("model"));
+    dir.ok(&["-q", "--passes", "", &model, "-o", "out", "--calib", "none"]);
+    let planned = |args: &[&str]| {
+        dir.ok(&[&["emit", "out", "--emit", "dense"], args].concat());
+        let report = std::fs::read(dir.path("out/report.json")).unwrap();
+        let report: Value = serde_json::from_slice(&report).unwrap();
+        let target = &report["emitted"][0];
+        (target["planned_weight_bytes"].clone(), target["weight_bytes"].clone())
+    };
+    let (whole, came) = planned(&[]);
+    assert_eq!([&whole[0], &whole[1]], [&came; 2]);
+    let (split, more) = planned(&["--max-shard-size", "1"]);
+    assert!(split.is_null() && more.as_u64() > came.as_u64(), "{split}, {more} behind {came}");
+}
+
 /// Bytes that the README gives for a real model, each of a run, and how far apart bounds may lie.
 #[test]
 fn what_was_measured_of_a_real_model_is_planned() {

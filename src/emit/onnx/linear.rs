@@ -220,8 +220,7 @@ impl Linears {
         let (rows, cols) = (binary.rows, binary.cols);
         let plane = |plane: usize| {
             let name = format!("{}.plane{plane}", binary.name);
-            let scales =
-                move || binary.scales[plane * rows..(plane + 1) * rows].to_vec();
+            let scales = move || binary.scales[plane * rows..(plane + 1) * rows].to_vec();
             self.signs_as_bytes(graph, &name, words(binary, plane), [rows, cols], scales)
         };
         (0..binary.planes).map(plane).collect()

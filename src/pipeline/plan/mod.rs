@@ -177,16 +177,21 @@ impl Plan {
     }
 
     /// Beside what came of it.
-    pub(super) fn met(&self, passes: &[PassNote], written: u64) -> PlanNote {
+    pub(super) fn met(&self, passes: &[PassNote], written: u64, max_shard_bytes: u64) -> PlanNote {
         let expected: Vec<Expected> = self.passes.iter().map(|pass| pass.after).collect();
-        PlanNote::new(&expected, passes, (self.file_bytes, written), self.planned_targets())
+        let targets = self.planned_targets(max_shard_bytes);
+        PlanNote::new(&expected, passes, (self.file_bytes, written), targets)
     }
 
-    /// Targets for other software that carry the output, as reports have them.
-    pub(super) fn planned_targets(&self) -> Vec<PlannedTarget> {
+    /// Targets for other software that carry the output, as reports have them. `max_shard_bytes`: what it was planned with.
+    pub(super) fn planned_targets(&self, max_shard_bytes: u64) -> Vec<PlannedTarget> {
         let planned = |plan: &TargetPlan| {
-            let (target, sign_planes) = (plan.name.into(), plan.sign_planes.map(str::to_string));
-            Some(PlannedTarget { target, sign_planes, weight_bytes: plan.weight_bytes? })
+            Some(PlannedTarget {
+                target: plan.name.into(),
+                sign_planes: plan.sign_planes.map(str::to_string),
+                weight_bytes: plan.weight_bytes?,
+                max_shard_bytes,
+            })
         };
         self.targets[1..].iter().filter_map(planned).collect()
     }

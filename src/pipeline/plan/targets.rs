@@ -28,8 +28,9 @@ pub struct TargetPlan {
 }
 
 /// Bytes of a layer by which a graph between those of an outline may be smaller or larger than all of them: shapes, lists
-/// of axes and single numbers, a dozen constants that layers share where their widths and forms are the same.
-const SHARED: u64 = 1 << 10;
+/// of axes and single numbers, a dozen constants that layers share where their widths and forms are the same; and the
+/// nodes of queries, keys and values, which are multiplied at once where their forms are the same.
+const SHARED: u64 = 3 << 10;
 /// Bytes of a layer's nodes at most. Where blocks may be gone, more may be than in any model of an outline.
 const NODES: u64 = 16 << 10;
 
