@@ -14,6 +14,7 @@ use compress::data::tokenizer::Tokenizer;
 use compress::data::{Calibration, Source};
 use compress::model::Model;
 use compress::pass::Progress;
+use compress::pipeline::plan::{Foreseen, planned_bytes};
 use compress::pipeline::{self, Options, Outcome, Texts, root, side_files, weight_bytes};
 use compress::recipe::fits;
 use compress::report::{self, InputNote, Report, bytes, count, plain_table};
@@ -26,6 +27,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+/// Where weight files are split.
+const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 #[derive(Debug, Args)]
 pub struct SearchArgs {
@@ -245,13 +249,18 @@ fn run(
         progress: bar,
         interrupted: &progress::interrupted,
     })?;
+    let outline = Model::outline(input)?;
+    let foreseen = Foreseen::of(&texts, tokenizer.as_ref(), &side_files, MAX_SHARD_BYTES);
+    // What a plan refuses is made, and refused with its reason in the log.
+    let foresee =
+        |recipe: &_| planned_bytes(&outline, recipe, &foreseen).ok().map(|bytes| bytes.low);
     let evaluate = &mut |recipe: &_, rung| bench.look_at(recipe, rung);
     let record = &mut |entry: &Entry| {
         log.append(entry)?;
         bar.log(&line(entry, rungs.len()));
         if progress::interrupted() { Err(Error::Interrupted) } else { Ok(()) }
     };
-    let searched = search(space, &settings, known, evaluate, record)?;
+    let searched = search(space, &settings, &foresee, known, evaluate, record)?;
     drop((log, bench)); // the run makes the best one anew
     bar.finish();
     let told = Told { searched: &searched, header: &header, path };
@@ -287,7 +296,7 @@ fn run(
         state: None,
         cache: None,
         spill: Some(folder.spill()),
-        max_shard_bytes: 5_000_000_000,
+        max_shard_bytes: MAX_SHARD_BYTES,
         measure: true,
         accept: &small_enough,
         progress: bar,

@@ -95,7 +95,8 @@ pub fn run(
 ) -> Result<Outcome> {
     let start = Instant::now();
     let side_files = side_files(&root(input), input)?;
-    let foreseen = Foreseen::of(options, &side_files);
+    let foreseen =
+        Foreseen::of(options.texts, options.tokenizer, &side_files, options.max_shard_bytes);
     let plan = Plan::new(&Model::outline(input)?, input, recipe, &foreseen)?;
     let applied = apply(teacher, recipe, &side_files, options)?;
     let planned = Some((recipe, plan));

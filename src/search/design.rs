@@ -1,6 +1,6 @@
 //! Which points of a space are tried: spread over it, and around others.
 
-use super::{Space, passes_of};
+use super::{Space, Steps, passes_of};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use std::collections::HashSet;
@@ -21,9 +21,14 @@ impl<'a> Design<'a> {
         Design { space, strata: strata.max(1), rng: ChaCha8Rng::seed_from_u64(seed) }
     }
 
-    /// At most `n` points with recipes that are not in `tried`, each value of an axis about as often as any other: a
-    /// Latin hypercube (McKay et al. 1979), and more of them where its points come to recipes that are there already.
-    pub(super) fn spread(&mut self, n: usize, tried: &HashSet<String>) -> Vec<Vec<usize>> {
+    /// At most `n` points with recipes that are `wanted` and not in `tried`, each value of an axis about as often as any
+    /// other: a Latin hypercube (McKay et al. 1979), and more of them where its points come to others.
+    pub(super) fn spread(
+        &mut self,
+        n: usize,
+        tried: &HashSet<String>,
+        wanted: &dyn Fn(&Steps) -> bool,
+    ) -> Vec<Vec<usize>> {
         let lens = self.space.lens();
         let (mut points, mut taken, mut barren) = (Vec::new(), tried.clone(), 0);
         while points.len() < n && barren < BARREN {
@@ -32,7 +37,8 @@ impl<'a> Design<'a> {
                 lens.iter().map(|&len| latin(len, self.strata, &mut self.rng)).collect();
             for i in 0..self.strata {
                 let point: Vec<usize> = axes.iter().map(|axis| axis[i]).collect();
-                if points.len() < n && taken.insert(passes_of(&self.space.steps(&point))) {
+                let steps = self.space.steps(&point);
+                if points.len() < n && wanted(&steps) && taken.insert(passes_of(&steps)) {
                     points.push(point);
                 }
             }
@@ -41,20 +47,22 @@ impl<'a> Design<'a> {
         points
     }
 
-    /// At most `n` neighbours with recipes that are not in `tried`, in random order those of the first of `parents`,
-    /// then those of the next.
+    /// At most `n` neighbours with recipes that are `wanted` and not in `tried`, in random order those of the first of
+    /// `parents`, then those of the next.
     pub(super) fn near(
         &mut self,
         parents: &[&[usize]],
         n: usize,
         tried: &HashSet<String>,
+        wanted: &dyn Fn(&Steps) -> bool,
     ) -> Vec<Vec<usize>> {
         let (mut points, mut taken) = (Vec::new(), tried.clone());
         for parent in parents {
             let mut near = self.space.neighbours(parent);
             shuffle(&mut near, &mut self.rng);
             for point in near {
-                if points.len() < n && taken.insert(passes_of(&self.space.steps(&point))) {
+                let steps = self.space.steps(&point);
+                if points.len() < n && wanted(&steps) && taken.insert(passes_of(&steps)) {
                     points.push(point);
                 }
             }
@@ -110,7 +118,7 @@ mod tests {
         let mut tried = HashSet::new();
         let mut sizes = Vec::new();
         for _ in 0..5 {
-            let points = design.spread(6, &tried);
+            let points = design.spread(6, &tried, &|_| true);
             sizes.push(points.len());
             for point in points {
                 assert!(tried.insert(passes_of(&space.steps(&point))), "twice");
@@ -123,9 +131,21 @@ mod tests {
     #[test]
     fn the_seed_says_which() {
         let space = Space::parse(TEXT).expect("a space");
-        let of = |seed| Design::new(&space, 6, seed).spread(6, &HashSet::new());
+        let of = |seed| Design::new(&space, 6, seed).spread(6, &HashSet::new(), &|_| true);
         assert_eq!(of(1), of(1));
         assert_ne!(of(1), of(2));
+    }
+
+    #[test]
+    fn only_what_is_wanted_is_drawn() {
+        let space = Space::parse(TEXT).expect("a space");
+        let mut design = Design::new(&space, 6, 1);
+        let uncut = |steps: &Steps| !passes_of(steps).contains("prune");
+        let points = design.spread(6, &HashSet::new(), &uncut);
+        assert_eq!(points.len(), 3);
+        assert!(points.iter().all(|p| uncut(&space.steps(p))), "{points:?}");
+        let near = design.near(&[&[1, 0, 0]], 9, &HashSet::new(), &uncut);
+        assert!(!near.is_empty() && near.iter().all(|p| uncut(&space.steps(p))), "{near:?}");
     }
 
     #[test]
@@ -133,7 +153,7 @@ mod tests {
         let space = Space::parse(TEXT).expect("a space");
         let mut design = Design::new(&space, 6, 1);
         let (first, second) = ([1, 0, 0], [1, 3, 2]);
-        let points = design.near(&[&first, &second], 4, &HashSet::new());
+        let points = design.near(&[&first, &second], 4, &HashSet::new(), &|_| true);
         let far = |a: &[usize], b: &[usize]| a.iter().zip(b).filter(|(x, y)| x != y).count();
         let from: Vec<usize> = points.iter().map(|p| far(p, &first)).collect();
         assert_eq!(from.len(), 4);

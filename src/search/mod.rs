@@ -2,8 +2,8 @@
 //!
 //! Many variants are tried with little text and few of them with all of it (successive halving, Jamieson & Talwalkar
 //! 2016, in the order of ASHA, Li et al. 2020: whoever is among the best third of a rung goes up). The first half of the
-//! trials is spread over the space (a Latin hypercube), the rest are neighbours of what is best so far. Nothing but what
-//! was measured depends on anything but the seed.
+//! trials is spread over the space (a Latin hypercube), the rest are neighbours of what is best so far. What is too large
+//! by its plan is not made. Nothing but what was measured depends on anything but the seed.
 
 mod bench;
 mod defaults;
@@ -23,6 +23,7 @@ use crate::{Error, Result};
 use design::Design;
 use score::Score;
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 
 /// Of the variants of a rung, one in as many goes up, and a rung has as many times the text of the one below it.
@@ -30,6 +31,10 @@ pub const ETA: usize = 3;
 
 /// Neighbours that are tried before what is best is looked at again.
 const BATCH: usize = 2 * ETA;
+
+/// Where a size is asked for, the design begins with what may have this share of it at least: what is far smaller has
+/// thrown away more than it had to. (0.6 and 0.8 choose as well.)
+const NEAR: f64 = 0.7;
 
 /// How a space is searched.
 #[derive(Debug, Clone, PartialEq)]
@@ -118,8 +123,12 @@ impl Searched {
 /// Makes and judges a recipe at a rung, and says how many seconds that took.
 pub type Evaluate<'a> = dyn FnMut(&Recipe, usize) -> Result<(Found, f64)> + 'a;
 
+/// Bytes of the weight file that a recipe makes at least, where they are known before it is made.
+pub type Foresee<'a> = dyn Fn(&Recipe) -> Option<u64> + 'a;
+
 /// Searches `space`.
 ///
+/// - `foresee`: what would be too large for the targets, or to be better than the best, is not asked for
 /// - `known`: what an earlier run found out; not asked again
 /// - `record`: is told what was new
 ///
@@ -129,6 +138,7 @@ pub type Evaluate<'a> = dyn FnMut(&Recipe, usize) -> Result<(Found, f64)> + 'a;
 pub fn search(
     space: &Space,
     settings: &Settings,
+    foresee: &Foresee,
     known: Vec<Entry>,
     evaluate: &mut Evaluate,
     record: &mut dyn FnMut(&Entry) -> Result<()>,
@@ -137,6 +147,7 @@ pub fn search(
     let mut search = Search {
         settings,
         design: Design::new(space, settings.trials.div_ceil(2), settings.seed),
+        least: Least { foresee, known: RefCell::default() },
         known: known.collect(),
         reused: 0,
         evaluations: 0,
@@ -161,9 +172,30 @@ pub fn search(
     search.finish()
 }
 
+/// Bytes that recipes make at least, each asked for once.
+struct Least<'a> {
+    foresee: &'a Foresee<'a>,
+    known: RefCell<HashMap<String, u64>>,
+}
+
+impl Least<'_> {
+    /// 0 where that is not known: it may be small.
+    fn of(&self, steps: &Steps) -> u64 {
+        let passes = passes_of(steps);
+        if let Some(&bytes) = self.known.borrow().get(&passes) {
+            return bytes;
+        }
+        let recipe = Recipe::from_steps(steps.clone(), &[]).ok();
+        let bytes = recipe.and_then(|recipe| (self.foresee)(&recipe)).unwrap_or(0);
+        self.known.borrow_mut().insert(passes, bytes);
+        bytes
+    }
+}
+
 struct Search<'a> {
     settings: &'a Settings,
     design: Design<'a>,
+    least: Least<'a>,
     known: HashMap<(String, usize), Entry>,
     reused: usize,
     evaluations: usize,
@@ -202,17 +234,21 @@ impl Search<'_> {
 
     /// New recipes for the lowest rung: the design, then neighbours of the best, then more of the design.
     fn fresh(&mut self) -> Vec<(usize, usize)> {
-        let left = self.settings.trials - self.trials.len();
+        let n = (self.settings.trials - self.trials.len()).min(BATCH);
         let points = match self.trials.is_empty() {
-            true => self.design.spread(self.settings.trials.div_ceil(2), &self.tried),
+            true => self.first(),
             false => {
+                let top = self.settings.rungs - 1;
                 // The best first. Not the front alone: what is on it is a matter of timing.
-                let parents = self.ranked(self.settings.rungs - 1);
+                let ranked = self.ranked(top);
+                let best = ranked.first().map(|&trial| self.score(trial, top));
                 let parents: Vec<&[usize]> =
-                    parents.iter().map(|&trial| &self.trials[trial].point[..]).collect();
-                let near = self.design.near(&parents, left.min(BATCH), &self.tried);
+                    ranked.iter().map(|&trial| &self.trials[trial].point[..]).collect();
+                let (targets, least) = (&self.settings.targets, &self.least);
+                let wanted = |steps: &Steps| targets.hopeful(least.of(steps), best.as_ref());
+                let near = self.design.near(&parents, n, &self.tried, &wanted);
                 match near.is_empty() {
-                    true => self.design.spread(left.min(BATCH), &self.tried),
+                    true => self.design.spread(n, &self.tried, &wanted),
                     false => near,
                 }
             }
@@ -226,6 +262,25 @@ impl Search<'_> {
             self.trials.push(Trial { point, steps, passes, found: Vec::new() });
         }
         jobs
+    }
+
+    /// The design: spread over all recipes, but where a size is asked for first over those that may come near it from
+    /// below, and then over those that may meet it.
+    fn first(&mut self) -> Vec<Vec<usize>> {
+        let n = self.settings.trials.div_ceil(2);
+        let (mut points, mut tried) = (Vec::new(), self.tried.clone());
+        let mut ranges = vec![0..=u64::MAX];
+        if let Some(size) = self.settings.targets.size {
+            ranges = vec![(NEAR * size as f64) as u64..=size, 0..=size, 0..=u64::MAX];
+        }
+        for range in ranges {
+            let wanted =
+                |steps: &Steps| range == (0..=u64::MAX) || range.contains(&self.least.of(steps));
+            let more = self.design.spread(n - points.len(), &tried, &wanted);
+            tried.extend(more.iter().map(|point| passes_of(&self.design.space.steps(point))));
+            points.extend(more);
+        }
+        points
     }
 
     fn score(&self, trial: usize, rung: usize) -> Score {

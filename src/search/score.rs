@@ -78,7 +78,7 @@ impl Targets {
     /// Feasibility first, then quality; where only quality is bounded, bytes.
     pub(super) fn score(&self, found: &Found) -> Score {
         let over = |x: f64| x.max(0.0);
-        let size = self.size.map_or(0.0, |most| over((found.bytes as f64 / most as f64).ln()));
+        let size = self.too_large(found.bytes);
         let speed = self.speedup.map_or(0.0, |least| over((least / found.speed).ln()));
         let drop = self.drop.map_or(0.0, |most| over(found.drop - most) * DROP_WEIGHT);
         let loss = match (self.size, self.speedup) {
@@ -86,6 +86,20 @@ impl Targets {
             _ => found.divergence,
         };
         Score { miss: size + speed + drop, loss, bytes: found.bytes }
+    }
+
+    /// Whether a variant of at least so many bytes may be better than `best`, however fast it is and whatever it answers;
+    /// where there is none yet, whether it may meet the targets.
+    pub(super) fn hopeful(&self, bytes: u64, best: Option<&Score>) -> bool {
+        let by_bytes = self.size.is_none() && self.speedup.is_none();
+        let loss = if by_bytes { bytes as f64 } else { 0.0 };
+        let least = Score { miss: self.too_large(bytes), loss, bytes };
+        best.map_or(least.miss == 0.0, |best| least.order(best).is_lt())
+    }
+
+    /// How far from the target bytes are: 0 where they meet it.
+    fn too_large(&self, bytes: u64) -> f64 {
+        self.size.map_or(0.0, |most| (bytes as f64 / most as f64).ln().max(0.0))
     }
 
     /// What `found` misses, in words; empty where it meets all.
@@ -153,6 +167,23 @@ mod tests {
         let score = |bytes, drop| targets.score(&found(bytes, 1.0, drop));
         assert!(score(100, 0.009).order(&score(200, 0.0)).is_lt());
         assert!(score(200, 0.0).order(&score(100, 0.011)).is_lt());
+    }
+
+    #[test]
+    fn bytes_alone_say_what_cannot_be_better() {
+        let targets = Targets { size: Some(1000), drop: Some(0.01), ..Targets::default() };
+        let best = |bytes, drop| targets.score(&found(bytes, 1.0, drop));
+        let hopeful = |bytes, best: Score| targets.hopeful(bytes, Some(&best));
+        // One that meets the targets may be beaten by any that may meet them, another by one that is less too large.
+        assert!(hopeful(1000, best(500, 0.01)) && !hopeful(1001, best(500, 0.01)));
+        assert!(hopeful(1100, best(1200, 0.0)) && !hopeful(1300, best(1200, 0.0)));
+        assert!(targets.hopeful(1000, None) && !targets.hopeful(1001, None));
+        // Where the smallest wins, none that is larger does.
+        let targets = Targets { drop: Some(0.01), ..Targets::default() };
+        let best = targets.score(&found(500, 1.0, 0.0));
+        assert!(targets.hopeful(499, Some(&best)) && !targets.hopeful(501, Some(&best)));
+        let missing = targets.score(&found(500, 1.0, 0.02));
+        assert!(targets.hopeful(900, Some(&missing)), "quality is not known beforehand");
     }
 
     #[test]

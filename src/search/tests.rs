@@ -75,7 +75,7 @@ fn run(settings: &Settings, known: Vec<Entry>) -> (Searched, Vec<Entry>) {
         log.borrow_mut().push(entry.clone());
         Ok(())
     };
-    let searched = search(&space, settings, known, evaluate, record).expect("a search");
+    let searched = search(&space, settings, &|_| None, known, evaluate, record).expect("a search");
     (searched, log.into_inner())
 }
 
@@ -173,7 +173,8 @@ fn what_is_refused_is_logged_and_the_search_goes_on() {
         log.push(entry.clone());
         Ok(())
     };
-    let searched = search(&space, &settings, Vec::new(), evaluate, record).expect("a search");
+    let searched =
+        search(&space, &settings, &|_| None, Vec::new(), evaluate, record).expect("a search");
     assert!(winner(&searched).is_some_and(|w| !w.contains("prune")));
     let refused: Vec<_> = log.iter().filter_map(|e| e.refused.as_deref()).collect();
     assert_eq!(refused.len(), searched.refused);
@@ -184,12 +185,14 @@ fn what_is_refused_is_logged_and_the_search_goes_on() {
 
     // All of them: an error that names the first.
     let evaluate = &mut |_: &Recipe, _| Err(no());
-    let error = search(&space, &settings, Vec::new(), evaluate, &mut |_| Ok(())).expect_err("none");
+    let error = search(&space, &settings, &|_| None, Vec::new(), evaluate, &mut |_| Ok(()))
+        .expect_err("none");
     assert_eq!(error.exit_code(), 3);
     assert!(error.to_string().contains("no recipe of the search space that runs"), "{error}");
     // What no other recipe would help is not swallowed.
     let evaluate = &mut |_: &Recipe, _| Err(Error::Interrupted);
-    let error = search(&space, &settings, Vec::new(), evaluate, &mut |_| Ok(())).expect_err("over");
+    let error = search(&space, &settings, &|_| None, Vec::new(), evaluate, &mut |_| Ok(()))
+        .expect_err("over");
     assert!(matches!(error, Error::Interrupted));
 }
 
@@ -205,7 +208,7 @@ fn a_recipe_in_an_order_that_is_refused_is_not_made() {
         Ok(())
     };
     let settings = Settings { rungs: 1, ..settings(small(), 4) };
-    search(&space, &settings, Vec::new(), evaluate, record).expect("a search");
+    search(&space, &settings, &|_| None, Vec::new(), evaluate, record).expect("a search");
     log.sort();
     assert_eq!(log, [("binarize".to_string(), false), ("binarize,prune".to_string(), true)]);
 }
@@ -214,7 +217,50 @@ fn a_recipe_in_an_order_that_is_refused_is_not_made() {
 fn a_space_of_one_recipe_is_searched_with_one() {
     let space = Space::parse("version = 1\n[[step]]\npass = \"quantize\"").expect("a space");
     let evaluate = &mut |recipe: &Recipe, rung| Ok((truth(recipe, rung, 3), 0.5));
-    let searched = search(&space, &settings(small(), 9), Vec::new(), evaluate, &mut |_| Ok(()));
+    let searched =
+        search(&space, &settings(small(), 9), &|_| None, Vec::new(), evaluate, &mut |_| Ok(()));
     let searched = searched.expect("a search");
     assert_eq!((searched.trials.len(), searched.evaluations), (1, 3));
+}
+
+/// What is too large by its plan, which knows bytes alone, is not tried while there is anything else.
+#[test]
+fn what_is_too_large_by_its_plan_is_not_made() {
+    let space = Space::parse(SPACE).expect("a space");
+    let settings = settings(small(), 30);
+    let foresee: &Foresee = &|recipe| Some(truth(recipe, 2, 3).bytes * 9 / 10);
+    let tried = RefCell::new(Vec::new());
+    let evaluate = &mut |recipe: &Recipe, rung| {
+        if rung == 0 {
+            tried.borrow_mut().push(foresee(recipe).expect("known"));
+        }
+        Ok((truth(recipe, rung, 3), 0.5))
+    };
+    let planned = search(&space, &settings, foresee, Vec::new(), evaluate, &mut |_| Ok(()))
+        .expect("a search");
+    let tried = tried.into_inner();
+    assert!(tried.iter().all(|&bytes| bytes <= 90_000), "{tried:?}");
+    // The design is near the target first.
+    let near = tried[..15].iter().filter(|&&bytes| bytes >= 63_000).count();
+    assert!(near >= 8, "{near} of {tried:?}");
+    let (blind, _) = run(&settings, Vec::new());
+    let loss = |s: &Searched| s.winner.map_or(f64::MAX, |w| s.top(w).divergence);
+    assert!(loss(&planned) <= loss(&blind), "{} and {}", loss(&planned), loss(&blind));
+}
+
+/// Where no plan is small enough, the search looks on all the same, and says what is nearest.
+#[test]
+fn targets_that_no_plan_meets_are_searched_for_too() {
+    let space = Space::parse(SPACE).expect("a space");
+    let targets = Targets { size: Some(10), ..Targets::default() };
+    let foresee: &Foresee = &|recipe| Some(truth(recipe, 2, 3).bytes);
+    let evaluate = &mut |recipe: &Recipe, rung| Ok((truth(recipe, rung, 3), 0.5));
+    let record = &mut |_: &Entry| Ok(());
+    let searched = search(&space, &settings(targets, 20), foresee, Vec::new(), evaluate, record)
+        .expect("a search");
+    assert!(searched.winner.is_none() && !searched.front.is_empty());
+    // From the design on only what is smaller than the nearest: in the end the smallest of all.
+    let bytes = |t: &Trial| t.at(2).map(|found| found.bytes);
+    let least = searched.trials.iter().filter_map(bytes).min().expect("some were judged");
+    assert_eq!(least, 12_500, "one plane of what is left of a cut by 0.6");
 }

@@ -272,7 +272,9 @@ fn a_pipeline_searches_gates_and_compares() {
     let page = ["--batch", "1", "--quiet", "--html", "page.html"];
     let json = dir.json(&[&compare[..], &page].concat());
     let tried = json["searches"][0]["tried"].as_array().expect("a search");
-    assert_eq!(tried.len(), 8);
+    // Of the eight, the four that are small enough.
+    assert_eq!(tried.len(), 4);
+    assert!(tried.iter().all(|t| t["bytes"].as_u64().is_some_and(|b| b <= 900_000)), "{tried:#?}");
     let html = fs::read_to_string(dir.path("page.html")).expect("a page");
     for t in tried {
         let size = t["bytes"].as_f64().expect("bytes") / 1_048_576.0;

@@ -7,7 +7,7 @@ pub use estimate::Estimate;
 pub use targets::TargetPlan;
 
 use super::files::name;
-use super::{Options, SideFiles, weight_bytes};
+use super::{SideFiles, Texts, weight_bytes};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::{Bounds, Linear, Model, Outline, TokenSchedule, Weight};
 use crate::pass::{PlanContext, TOKENS_OF_A_TEXT, Text};
@@ -38,21 +38,54 @@ pub struct Foreseen<'a> {
 
 impl<'a> Foreseen<'a> {
     /// Of a run whose texts are there.
-    pub(super) fn of(options: &Options<'a>, side_files: &'a SideFiles) -> Foreseen<'a> {
+    pub fn of(
+        texts: &Texts,
+        tokenizer: Option<&'a Tokenizer>,
+        side_files: &'a SideFiles,
+        max_shard_bytes: u64,
+    ) -> Foreseen<'a> {
         let kind = |text: &crate::data::Calibration| match text {
             text if text.is_random() => Text::Random,
             text if text.is_given() => Text::Given,
             _ => Text::Builtin,
         };
         Foreseen {
-            tokenizer: options.tokenizer,
+            tokenizer,
             side_files,
-            text: options.texts.calibration.as_ref().map(kind),
-            texts: options.texts.calibration.as_ref().map_or(0, |text| text.texts),
-            data: options.texts.data.is_some(),
-            max_shard_bytes: options.max_shard_bytes,
+            text: texts.calibration.as_ref().map(kind),
+            texts: texts.calibration.as_ref().map_or(0, |text| text.texts),
+            data: texts.data.is_some(),
+            max_shard_bytes,
         }
     }
+
+    fn context(&self, teacher: &'a Model) -> PlanContext<'a> {
+        PlanContext {
+            teacher,
+            tokenizer: self.tokenizer,
+            side_files: self.side_files,
+            text: self.text,
+            texts: self.texts,
+            tokens: match self.text {
+                Some(Text::Builtin) => BUILTIN_TOKENS.min(self.texts * TOKENS_OF_A_TEXT),
+                _ => self.texts * TOKENS_OF_A_TEXT,
+            },
+            data: self.data,
+        }
+    }
+}
+
+/// Bytes of the weight files that `recipe` makes of `teacher`: of its [`Plan`] nothing else.
+///
+/// # Errors
+/// As [`Plan::new`].
+pub fn planned_bytes(teacher: &Model, recipe: &Recipe, run: &Foreseen) -> Result<Bounds> {
+    let cx = run.context(teacher);
+    let mut outline = Outline::new(teacher.clone());
+    for step in &recipe.steps {
+        step.pass.outline(&mut outline, &cx)?;
+    }
+    outline.file_bytes(run.max_shard_bytes)
 }
 
 /// What a run will make.
@@ -123,18 +156,7 @@ impl Plan {
     /// What a run would refuse before it does any work.
     pub fn new(teacher: &Model, input: &Path, recipe: &Recipe, run: &Foreseen) -> Result<Plan> {
         let tokens = compute_tokens(teacher);
-        let cx = PlanContext {
-            teacher,
-            tokenizer: run.tokenizer,
-            side_files: run.side_files,
-            text: run.text,
-            texts: run.texts,
-            tokens: match run.text {
-                Some(Text::Builtin) => BUILTIN_TOKENS.min(run.texts * TOKENS_OF_A_TEXT),
-                _ => run.texts * TOKENS_OF_A_TEXT,
-            },
-            data: run.data,
-        };
+        let cx = run.context(teacher);
         let mut outline = Outline::new(teacher.clone());
         let before = expected(&outline, tokens);
         let (mut passes, mut foresights) = (Vec::new(), Vec::new());
