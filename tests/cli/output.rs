@@ -69,11 +69,34 @@ fn new_empty_and_forced_folders_are_written() {
         dir.ok(&to(out, &[]));
         dir.ok(&["verify", out]);
     }
-    dir.write("new/leftover.txt", "of the old output");
+    dir.write("new/leftover.safetensors", "of the old output");
     dir.ok(&to("new", &["--force"]));
-    assert!(!dir.path("new/leftover.txt").exists());
+    assert!(!dir.path("new/leftover.safetensors").exists());
     dir.ok(&["verify", "new"]);
     assert!(dir.tree("").keys().all(|name| !name.contains("/.")), "{:?}", dir.tree("").keys());
+}
+
+#[test]
+fn force_leaves_alone_what_is_more_than_a_checkpoint() {
+    let dir = Dir::with_tiny();
+    dir.ok(&to("out", &["--emit", "hf,onnx,dense"]));
+    dir.ok(&to("out", &["--force"]));
+    fs::create_dir_all(dir.path("project/src")).unwrap();
+    fs::create_dir(dir.path("project/.git")).unwrap();
+    dir.write("project/config.json", "{}");
+    dir.write("project/src/main.c", "int main;");
+    dir.write("out/thesis.doc", "years of work");
+    let mut text = String::new();
+    for out in ["project", "out"] {
+        text += &(dir.fails(2, &to(out, &["--force"])) + "\n");
+    }
+    // What was added stays when an output gets another target.
+    dir.ok(&["emit", "out", "--emit", "hf"]);
+    assert!(dir.path("out/thesis.doc").exists());
+    insta::assert_snapshot!(text, @r"
+    the output folder [DIR]/project holds `.git`, which is no file of a checkpoint; choose another folder, or move that away: `--force` replaces checkpoints and deletes nothing else
+    the output folder [DIR]/out holds `thesis.doc`, which is no file of a checkpoint; choose another folder, or move that away: `--force` replaces checkpoints and deletes nothing else
+    ");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! An output folder that appears when it is complete, or not at all.
 
+mod ours;
 #[cfg(test)]
 mod tests;
 
@@ -25,7 +26,7 @@ pub struct OutputFolder {
     /// Absolute, links resolved.
     target: PathBuf,
     temp: PathBuf,
-    force: bool,
+    replace: Replace,
     /// Missing parents of the target that were made, outermost first.
     made_parents: Vec<PathBuf>,
     /// Folders inside of `temp`, for [`OutputFolder::commit`] to sync.
@@ -35,14 +36,31 @@ pub struct OutputFolder {
     _lock: Option<File>,
 }
 
+/// What may be in the place of an output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Replace {
+    /// An empty folder.
+    Nothing,
+    /// A checkpoint, and nothing beside it.
+    Checkpoint,
+    /// A checkpoint with whatever lies beside it: the caller carries that over.
+    All,
+}
+
+impl Replace {
+    fn forced(force: bool) -> Replace {
+        if force { Replace::Checkpoint } else { Replace::Nothing }
+    }
+}
+
 impl OutputFolder {
     /// Starts an output at `target` for a run that reads `input`.
     ///
     /// # Errors
     /// [`Error::Usage`] if `target` is, contains or lies in `input`; contains the current folder; is
-    /// no folder; or has content, unless `force` is set and the content looks like a checkpoint.
+    /// no folder; or has content, unless `force` is set and all of it belongs to a checkpoint.
     pub fn create(target: &Path, input: &Path, force: bool) -> Result<OutputFolder> {
-        OutputFolder::start(target, Some(input), force)
+        OutputFolder::start(target, Some(input), Replace::forced(force))
     }
 
     /// Refuses what [`OutputFolder::create`] would, and writes nothing.
@@ -51,20 +69,20 @@ impl OutputFolder {
     /// As [`OutputFolder::create`].
     pub fn check(target: &Path, input: &Path, force: bool) -> Result<()> {
         let (target, _) = free(target, Some(input))?;
-        check_replaceable(&target, force)
+        check_replaceable(&target, Replace::forced(force))
     }
 
-    fn start(target: &Path, input: Option<&Path>, force: bool) -> Result<OutputFolder> {
+    fn start(target: &Path, input: Option<&Path>, replace: Replace) -> Result<OutputFolder> {
         let (target, missing) = free(target, input)?;
         remove_stale(&target); // first: it may give a half-replaced target its name back
-        check_replaceable(&target, force)?;
+        check_replaceable(&target, replace)?;
 
         let parent = parent(&target);
         fs::create_dir_all(parent).map_err(|source| write_error(parent, source))?;
         let mut folder = OutputFolder {
             temp: PathBuf::new(),
             target,
-            force,
+            replace,
             made_parents: missing,
             folders: BTreeSet::new(),
             committed: false,
@@ -76,12 +94,13 @@ impl OutputFolder {
         Ok(folder)
     }
 
-    /// Starts a new version of the output at `target`, which replaces the one that is there.
+    /// Starts a new version of the output at `target`, which replaces the one that is there. What else lies in it goes,
+    /// if the caller does not copy it.
     ///
     /// # Errors
-    /// As [`OutputFolder::create`] with `force`.
+    /// As [`OutputFolder::create`]; content is refused where none of it is of a checkpoint.
     pub fn replace(target: &Path) -> Result<OutputFolder> {
-        OutputFolder::start(target, None, true)
+        OutputFolder::start(target, None, Replace::All)
     }
 
     /// Where what is to be written may wait, on the same disk.
@@ -227,7 +246,7 @@ impl OutputFolder {
             return Err(Error::Interrupted);
         }
         let target = &self.target;
-        check_replaceable(target, self.force)?;
+        check_replaceable(target, self.replace)?;
         let replaced = match fs::symlink_metadata(target) {
             Ok(_) => Some(hidden_sibling(target, "old", |aside| {
                 // `rename` would replace an empty folder.
@@ -364,36 +383,44 @@ fn resolve(target: &Path) -> Result<(PathBuf, Vec<PathBuf>)> {
 }
 
 /// Refuses to write to `target` if something is there that we must not replace.
-fn check_replaceable(target: &Path, force: bool) -> Result<()> {
+fn check_replaceable(target: &Path, replace: Replace) -> Result<()> {
     let shown = target.display();
-    let mut entries = match fs::read_dir(target) {
-        Ok(entries) => entries.flatten().peekable(),
+    let entries = match fs::read_dir(target) {
+        Ok(entries) => entries.collect::<io::Result<Vec<_>>>(),
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
             return Err(usage(format!("the output {shown} is a file, or in one"), "name a folder"));
         }
         Err(source) => return Err(write_error(target, source)),
     };
-    if entries.peek().is_none() {
+    let entries = entries.map_err(|source| write_error(target, source))?;
+    if entries.is_empty() {
         return Ok(());
     }
-    if !force {
+    if replace == Replace::Nothing {
         let found = format!("the output folder {shown} is not empty");
         return Err(usage(found, "choose another, or replace it with `--force`"));
     }
-    let is_ours = |name: &OsStr| {
-        name == "config.json"
-            || name == "report.json"
-            || Path::new(name).extension().is_some_and(|ext| ext == "safetensors")
-    };
-    if !entries.any(|entry| is_ours(&entry.file_name())) {
+    if !entries.iter().any(|entry| ours::is_mark(&entry.file_name())) {
         let found = format!("the output folder {shown} holds files but no checkpoint");
         return Err(usage(
             found,
             "choose another folder: even `--force` replaces only checkpoints",
         ));
     }
-    Ok(())
+    if replace == Replace::All {
+        return Ok(());
+    }
+    match ours::foreign(target)? {
+        None => Ok(()),
+        Some(name) => Err(usage(
+            format!(
+                "the output folder {shown} holds `{}`, which is no file of a checkpoint",
+                name.display()
+            ),
+            "choose another folder, or move that away: `--force` replaces checkpoints and deletes nothing else",
+        )),
+    }
 }
 
 /// Makes a path beside `target` that `take` succeeds in taking: `.NAME.KIND-PID-N`, N counting up

@@ -187,13 +187,75 @@ fn only_an_old_checkpoint_is_replaced_and_only_with_force() {
 
     fs::write(place.at("out/config.json"), "{}").unwrap();
     place.refuses(&place.at("out"), false, "not empty");
+    place.refuses(&place.at("out"), true, "holds `thesis.txt`");
+
+    fs::rename(place.at("out/thesis.txt"), place.at("out/vocab.txt")).unwrap();
     let mut out = place.create("out", true).unwrap();
     out.add_file("report.json", b"{}").unwrap();
-    assert!(place.at("out/thesis.txt").exists(), "kept until the end");
+    assert!(place.at("out/vocab.txt").exists(), "kept until the end");
     out.commit(GO_ON).unwrap();
     assert!(place.at("out/report.json").exists());
     assert!(!place.at("out/config.json").exists());
     assert_eq!(place.names(), ["out"]);
+}
+
+#[test]
+fn force_deletes_nothing_but_checkpoints() {
+    let place = Place::new();
+    let put = |name: &str| {
+        let path = place.at("out").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "[]").unwrap();
+    };
+    let whole = [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "masks.safetensors",
+        "tokenizer.json",
+        "LICENSE.txt",
+        "1_Pooling/config.json",
+        "2_Dense/model.safetensors",
+        "hf/modeling_compress.py",
+        "hf/1_Pooling/config.json",
+        "onnx/model.onnx_data",
+        "dense/config.json",
+    ];
+    whole.iter().for_each(|name| put(name));
+    place.create("out", true).unwrap();
+    for (name, found) in [
+        (".git/HEAD", ".git"),
+        (".gitignore", ".gitignore"),
+        ("src/main.c", "src"),
+        ("src/config.json", "src"),
+        ("photos/a.jpg", "photos"),
+        ("thesis.doc", "thesis.doc"),
+        ("pytorch_model.bin", "pytorch_model.bin"),
+        ("vocab.txt/notes", "vocab.txt"),
+        ("hf/notes.txt", "hf/notes.txt"),
+        ("1_Pooling/.git/HEAD", "1_Pooling/.git"),
+    ] {
+        put(name);
+        place.refuses(&place.at("out"), true, &format!("holds `{found}`,"));
+        assert!(place.at("out").join(name).exists());
+        let path = place.at("out").join(found);
+        if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
+    }
+    // Modules have the folders that their list says.
+    put("pool/deep/config.json");
+    place.refuses(&place.at("out"), true, "holds `pool`");
+    fs::write(place.at("out/modules.json"), r#"[{"path": "pool/deep"}]"#).unwrap();
+    let out = place.create("out", true).unwrap();
+
+    // What comes meanwhile stays too.
+    put("thesis.doc");
+    let error = out.commit(GO_ON).unwrap_err();
+    assert!(error.to_string().contains("holds `thesis.doc`"), "{error}");
+    assert!(place.at("out/thesis.doc").exists() && place.at("out/config.json").exists());
+    assert_eq!(place.names(), ["out"]);
+
+    // A new version carries over what is to stay.
+    OutputFolder::replace(&place.at("out")).unwrap();
 }
 
 #[test]
