@@ -18,7 +18,7 @@ mod weights;
 use crate::emit::Target;
 use crate::model::{Activations, Binary, Int8, Linear, LowRank, Model, Outline, Weight};
 use crate::pass::{Context, Entry, Foresight, Pass, PlanContext, Work};
-use crate::report::Change;
+use crate::report::{Change, parse_bytes};
 use crate::train::sweep;
 use crate::{Error, Result};
 use fit::Codes;
@@ -101,33 +101,12 @@ impl<'de> Deserialize<'de> for Size {
             Number(f64),
             Text(String),
         }
-        let units = [
-            ("KiB", 1024.0),
-            ("MiB", 1024.0 * 1024.0),
-            ("GiB", 1024.0 * 1024.0 * 1024.0),
-            ("kB", 1e3),
-            ("MB", 1e6),
-            ("GB", 1e9),
-            ("B", 1.0),
-            ("", 1.0),
-        ];
-        let (found, bytes) = match Written::deserialize(from)? {
-            Written::Number(n) => (n.to_string(), Some(n)),
-            Written::Text(text) => {
-                let parse = |(unit, size): (&str, f64)| {
-                    let number = text.strip_suffix(unit)?.trim().parse::<f64>().ok()?;
-                    Some(number * size)
-                };
-                let bytes = units.into_iter().find_map(parse);
-                (text, bytes)
-            }
+        let bytes = match Written::deserialize(from)? {
+            Written::Number(n) if (0.0..1e15).contains(&n) => Ok(n as u64),
+            Written::Number(n) => Err(format!("`{n}` is no number of bytes")),
+            Written::Text(text) => parse_bytes(&text),
         };
-        match bytes.filter(|b| (0.0..1e15).contains(b)) {
-            Some(bytes) => Ok(Size(bytes.floor() as u64)),
-            None => Err(serde::de::Error::custom(format!(
-                "`{found}` is no number of bytes, as 12000000, 12MB or 11.5MiB"
-            ))),
-        }
+        bytes.map(Size).map_err(serde::de::Error::custom)
     }
 }
 

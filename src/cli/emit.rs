@@ -1,5 +1,6 @@
 //! `compress emit OUT --emit TARGETS`
 
+use super::units::ShardSize;
 use super::{print, print_json, progress};
 use clap::Args;
 use compress::Result;
@@ -14,9 +15,9 @@ pub struct EmitArgs {
     output: PathBuf,
     #[command(flatten)]
     targets: TargetArgs,
-    /// Weight files larger than this are split, in MB
-    #[arg(long, alias = "shard-size", value_name = "MB", default_value_t = 5000)]
-    max_shard_size: u64,
+    /// Weight files larger than this are split: `500MB`, `5GB`, or a number of MB
+    #[arg(long, alias = "shard-size", value_name = "SIZE", default_value_t)]
+    max_shard_size: ShardSize,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -56,8 +57,7 @@ pub fn main(args: &EmitArgs) -> Result<()> {
         found: "no target to write".into(),
         advice: "name some: --emit hf,onnx,dense; `native` is there already".into(),
     })?;
-    let limit = args.max_shard_size.max(1).saturating_mul(1_000_000);
-    let notes = add_targets(&args.output, &emit, limit, &progress::interrupted)?;
+    let notes = add_targets(&args.output, &emit, args.max_shard_size.0, &progress::interrupted)?;
     if args.json {
         return print_json(&notes);
     }

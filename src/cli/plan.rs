@@ -1,7 +1,8 @@
 //! `compress plan MODEL --passes …`, and `--dry-run`
 
-use super::run::{RecipeArgs, shard_bytes};
+use super::run::RecipeArgs;
 use super::texts::TextArgs;
+use super::units::ShardSize;
 use super::{ThreadArgs, print, print_json, tokenizer};
 use clap::Args;
 use compress::Result;
@@ -27,9 +28,9 @@ pub struct PlanArgs {
     #[command(flatten)]
     threads: ThreadArgs,
 
-    /// Weight files larger than this are split, in MB
-    #[arg(long, alias = "shard-size", value_name = "MB", default_value_t = 5000)]
-    max_shard_size: u64,
+    /// Weight files larger than this are split: `500MB`, `5GB`, or a number of MB
+    #[arg(long, alias = "shard-size", value_name = "SIZE", default_value_t)]
+    max_shard_size: ShardSize,
 
     /// Print JSON
     #[arg(long)]
@@ -39,7 +40,7 @@ pub struct PlanArgs {
 pub fn main(args: &PlanArgs) -> Result<()> {
     args.threads.apply()?;
     let recipe = args.recipe.read()?;
-    let plan = of(&args.model, &recipe, &args.texts, args.max_shard_size, None)?;
+    let plan = of(&args.model, &recipe, &args.texts, args.max_shard_size.0, None)?;
     show(&plan, args.json)
 }
 
@@ -49,7 +50,7 @@ pub fn of(
     input: &Path,
     recipe: &Recipe,
     texts: &TextArgs,
-    max_shard_size: u64,
+    max_shard_bytes: u64,
     output: Option<(&Path, bool)>,
 ) -> Result<Plan> {
     let model = Model::outline(input)?;
@@ -67,7 +68,7 @@ pub fn of(
         text: texts.foresee(&model, tokenizer.as_ref(), input)?,
         texts: texts.calib_texts,
         data: texts.data.is_some(),
-        max_shard_bytes: shard_bytes(max_shard_size),
+        max_shard_bytes,
     };
     Plan::new(&model, input, recipe, &foreseen)
 }

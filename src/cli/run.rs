@@ -2,6 +2,7 @@
 
 use super::emit::TargetArgs;
 use super::texts::TextArgs;
+use super::units::ShardSize;
 use super::{
     ResumeArgs, ThreadArgs, file_name, keep_freed_buffers, plan, print, print_json, progress,
     recipe_text, tokenizer,
@@ -83,9 +84,9 @@ pub struct RunArgs {
     #[arg(long)]
     force: bool,
 
-    /// Weight files larger than this are split, in MB
-    #[arg(long, alias = "shard-size", value_name = "MB", default_value_t = MAX_SHARD_MB)]
-    max_shard_size: u64,
+    /// Weight files larger than this are split: `500MB`, `5GB`, or a number of MB
+    #[arg(long, alias = "shard-size", value_name = "SIZE", default_value_t)]
+    max_shard_size: ShardSize,
 
     /// Print the plan, as `compress plan` does, and run nothing
     #[arg(long, conflicts_with_all = ["resume", "cache"])]
@@ -104,22 +105,19 @@ impl RunArgs {
     /// All that an output depends on besides recipe and files, as it would be written on the command line.
     fn arguments(&self) -> String {
         let mut arguments = self.texts.arguments();
-        if self.max_shard_size != MAX_SHARD_MB {
+        if self.max_shard_size != ShardSize::default() {
             arguments += &format!(" --max-shard-size {}", self.max_shard_size);
         }
         arguments
     }
 }
 
-/// Megabytes.
-const MAX_SHARD_MB: u64 = 5000;
-
 pub fn main(args: &RunArgs) -> Result<()> {
     if args.dry_run {
         let input = args.model.as_deref().expect("clap requires it");
         args.threads.apply()?;
         let output = args.output.as_deref().map(|output| (output, args.force));
-        let (texts, shards) = (&args.texts, args.max_shard_size);
+        let (texts, shards) = (&args.texts, args.max_shard_size.0);
         let plan = plan::of(input, &args.recipe.read()?, texts, shards, output)?;
         return plan::show(&plan, args.json);
     }
@@ -201,7 +199,7 @@ pub fn make(args: &RunArgs) -> Result<Outcome> {
         state,
         cache,
         spill: Some(folder.spill()),
-        max_shard_bytes: shard_bytes(args.max_shard_size),
+        max_shard_bytes: args.max_shard_size.0,
         measure: true,
         accept: &|_| Ok(()),
         progress: &bar,
@@ -227,11 +225,6 @@ fn program() -> Result<String> {
 
 fn key_of_run(arguments: &str, recipe: &Recipe, inputs: &[InputNote]) -> String {
     format!("{} {}", key(arguments, inputs), recipe.to_toml())
-}
-
-/// Bytes of as many MB.
-pub fn shard_bytes(megabytes: u64) -> u64 {
-    megabytes.max(1).saturating_mul(1_000_000)
 }
 
 /// The folder beside the output where a run keeps what lets it go on.

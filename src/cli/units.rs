@@ -1,5 +1,7 @@
 //! Shares and sizes as they are written on the command line.
 
+use compress::report::parse_bytes;
+use std::fmt::{Display, Formatter};
 use std::str::FromStr;
 
 /// A share: `1%` or `0.01`.
@@ -29,21 +31,42 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Size, String> {
-        let start = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
-        let (number, unit) = text.split_at(start);
-        let unit = match unit.trim().to_ascii_lowercase().as_str() {
-            "" | "b" => 1.0,
-            "kb" => 1e3,
-            "mb" => 1e6,
-            "gb" => 1e9,
-            "kib" => 1024.0,
-            "mib" => 1024.0 * 1024.0,
-            "gib" => 1024.0 * 1024.0 * 1024.0,
-            _ => return Err("expected bytes with a unit of B, kB, MB, GB, KiB, MiB or GiB".into()),
-        };
-        match number.parse::<f64>() {
-            Ok(n) if n > 0.0 && n * unit < 1e18 => Ok(Size((n * unit) as u64)),
-            _ => Err("expected bytes, as `20MB` or `20000000`".into()),
+        match parse_bytes(text)? {
+            0 => Err("expected at least one byte".into()),
+            bytes => Ok(Size(bytes)),
+        }
+    }
+}
+
+/// The most bytes of a weight file: `5GB`, or a number of MB.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ShardSize(pub u64);
+
+const MB: u64 = 1_000_000;
+
+impl Default for ShardSize {
+    fn default() -> Self {
+        ShardSize(5000 * MB)
+    }
+}
+
+impl FromStr for ShardSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ShardSize, String> {
+        let bare = text.ends_with(|c: char| c.is_ascii_digit());
+        match if bare { parse_bytes(&format!("{text}MB")) } else { parse_bytes(text) }? {
+            0 => Err("expected at least one byte, as `5GB`, or a number of MB".into()),
+            bytes => Ok(ShardSize(bytes)),
+        }
+    }
+}
+
+impl Display for ShardSize {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        match self.0 % MB {
+            0 => write!(f, "{}", self.0 / MB),
+            _ => write!(f, "{}B", self.0),
         }
     }
 }
@@ -54,27 +77,32 @@ mod tests {
 
     #[test]
     fn sizes_and_shares_are_read_with_their_units() {
-        let sizes = ["20MB", "1.5 MiB", "800kB", "123", "0MB", "MB", "1e3", "5 parsecs", "-3MB"];
-        let sizes: Vec<Option<u64>> =
-            sizes.iter().map(|s| s.parse::<Size>().ok().map(|s| s.0)).collect();
-        assert_eq!(
-            sizes,
-            [
-                Some(20_000_000),
-                Some(1_572_864),
-                Some(800_000),
-                Some(123),
-                None,
-                None,
-                None,
-                None,
-                None
-            ]
-        );
+        let sizes: Vec<Option<u64>> = ["20MB", "1.5 MiB", "0MB", "5 parsecs"]
+            .iter()
+            .map(|s| s.parse::<Size>().ok().map(|s| s.0))
+            .collect();
+        assert_eq!(sizes, [Some(20_000_000), Some(1_572_864), None, None]);
         let shares: Vec<Option<f64>> = ["1%", "0.01", "100%", "1.5", "-1%", "x", "NaN"]
             .iter()
             .map(|s| s.parse::<Share>().ok().map(|s| s.0))
             .collect();
         assert_eq!(shares, [Some(0.01), Some(0.01), Some(1.0), None, None, None, None]);
+    }
+
+    #[test]
+    fn sizes_of_shards_are_megabytes_where_they_have_no_unit() {
+        for (text, bytes, again) in [
+            ("5000", 5_000_000_000, "5000"),
+            ("5GB", 5_000_000_000, "5000"),
+            ("1.5kB", 1500, "1500B"),
+            ("7B", 7, "7B"),
+            ("0.5", 500_000, "500000B"),
+        ] {
+            let size: ShardSize = text.parse().expect(text);
+            assert_eq!((size.0, &size.to_string()[..]), (bytes, again), "{text}");
+        }
+        for wrong in ["", "0", "0GB", "0,5GB", "-1", "5 apples"] {
+            assert!(wrong.parse::<ShardSize>().is_err(), "{wrong}");
+        }
     }
 }

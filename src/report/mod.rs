@@ -3,6 +3,7 @@
 mod change;
 mod markdown;
 mod plan;
+mod size;
 mod tables;
 mod training;
 
@@ -12,6 +13,7 @@ pub use markdown::{
     targets as markdown_targets,
 };
 pub use plan::{Expected, Met, PassMet, PlanNote, PlannedTarget, span};
+pub use size::parse_bytes;
 pub use tables::{before_after, bytes, count, giga, metric_value, plain_table};
 pub use training::Training;
 
