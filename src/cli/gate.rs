@@ -2,10 +2,12 @@
 
 use super::compare::{JudgeArgs, TimingArgs, gather, measure};
 use super::units::{Share, Size};
+use super::verify::check_files;
 use super::{ThreadArgs, print, print_json, progress};
 use clap::Args;
 use compress::checkpoint::read_json;
 use compress::compare::Comparison;
+use compress::emit::Target;
 use compress::pipeline::weight_bytes;
 use compress::report::{count, plain_table};
 use compress::{Error, Result};
@@ -18,7 +20,7 @@ pub struct GateArgs {
     /// The output to be checked
     output: PathBuf,
     /// The model that it was made from: judged and timed beside it. Without it, the report in OUT says how good and how
-    /// fast that was
+    /// fast that was, if the files are those that it names
     #[arg(long, value_name = "MODEL")]
     against: Option<PathBuf>,
     /// The most that the main metric may fall by: `1%` or `0.01` is one point
@@ -75,6 +77,8 @@ impl Check {
 pub fn main(args: &GateArgs) -> Result<()> {
     args.threads.apply()?;
     args.timing.check()?;
+    std::fs::metadata(&args.output)
+        .map_err(|source| Error::Read { path: args.output.clone(), source })?;
     if let Some(ratio) = args.max_latency_ratio.filter(|r| !(*r > 0.0 && r.is_finite())) {
         return Err(Error::Usage {
             found: format!("--max-latency-ratio is {ratio}"),
@@ -189,8 +193,14 @@ fn reported(args: &GateArgs, checks: &mut Vec<Check>) -> Result<()> {
             false => Err(missing(&path(name), "is not there")),
         }
     };
-    if args.max_drop.is_some() || args.min_agreement.is_some() {
-        let report = read("report.json")?;
+    let quality = args.max_drop.is_some() || args.min_agreement.is_some();
+    if !quality && args.max_latency_ratio.is_none() {
+        return Ok(());
+    }
+    let report = read("report.json")?;
+    // It tells of the model that it was written with.
+    check_files(&args.output, &report, answers)?;
+    if quality {
         let quality = &report["quality"];
         if let Some(eval) = args.judging.eval() {
             let name = super::file_name(eval);
@@ -226,6 +236,12 @@ fn reported(args: &GateArgs, checks: &mut Vec<Check>) -> Result<()> {
         checks.push(Check::at_most("latency", found, limit, "report", text));
     }
     Ok(())
+}
+
+/// Whether answers depend on this file of an output: papers may be edited, and targets for other software be gone.
+fn answers(name: &str) -> bool {
+    let target = Target::ALL.iter().any(|t| name.starts_with(&format!("{}/", t.name())));
+    !target && [".safetensors", ".json", ".txt", ".model"].iter().any(|end| name.ends_with(end))
 }
 
 fn agrees(found: Option<f64>, limit: f64, source: &'static str) -> Result<Check> {

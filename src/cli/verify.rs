@@ -2,7 +2,7 @@
 
 use super::{ColumnArgs, max_tokens, needed, print, print_json, tokenizer};
 use clap::Args;
-use compress::checkpoint::{read_json, sha256};
+use compress::checkpoint::{Checkpoint, read_json, sha256};
 use compress::data::{Calibration, Source};
 use compress::emit::Target;
 use compress::emit::check::{self, Compared};
@@ -43,37 +43,13 @@ pub fn main(args: &VerifyArgs) -> Result<()> {
         });
     }
     let report = read_json(&path)?;
+    let files = check_files(&args.output, &report, |_| true)?;
     let malformed = |found: String, expected: &str, advice| Error::Malformed {
         path: path.clone(),
         found,
         expected: expected.into(),
         advice,
     };
-    const AGAIN: &str = "write the output again";
-    let files = report["files"]
-        .as_array()
-        .filter(|f| !f.is_empty())
-        .ok_or_else(|| malformed("no list of files".into(), "the report of an output", AGAIN))?;
-    for file in files {
-        let name = file["name"].as_str().unwrap_or_default();
-        if name.is_empty() || Path::new(name).is_absolute() || name.split('/').any(|p| p == "..") {
-            return Err(malformed(
-                format!("the file name `{name}`"),
-                "a name inside the folder",
-                AGAIN,
-            ));
-        }
-        let found = sha256(&args.output.join(name))?;
-        let expected = file["sha256"].as_str().unwrap_or_default();
-        if found != expected {
-            return Err(Error::Malformed {
-                path: args.output.join(name),
-                found: format!("SHA-256 {found}"),
-                expected: format!("{expected}, as written"),
-                advice: "the file was changed or damaged; write the output again",
-            });
-        }
-    }
     let model = Model::open(&args.output)?;
     let found = fingerprint(&model)?;
     let expected: Vec<f64> =
@@ -95,12 +71,12 @@ pub fn main(args: &VerifyArgs) -> Result<()> {
     if args.json {
         let left: Vec<&str> = left.iter().map(|t| t.name()).collect();
         print_json(&json!({
-            "ok": true, "files": files.len(), "tensors": tensors, "targets": compared, "not_verified": left,
+            "ok": true, "files": files, "tensors": tensors, "targets": compared, "not_verified": left,
         }))?;
     } else {
         print(&format!(
             "ok: {} files as written, {tensors} tensors in the shapes that config.json states, same answer to the test input\n",
-            files.len()
+            files
         ))?;
         for c in &compared {
             let same = c
@@ -119,6 +95,55 @@ pub fn main(args: &VerifyArgs) -> Result<()> {
         }
     }
     compared.iter().try_for_each(Compared::check)
+}
+
+/// Checks that of the files of an output those that are `wanted` are as its report says, and that its weights are
+/// among them all; returns how many the report names.
+///
+/// # Errors
+/// [`Error::Malformed`] for files that changed and reports that name none, [`Error::Read`].
+pub fn check_files(output: &Path, report: &Value, wanted: impl Fn(&str) -> bool) -> Result<usize> {
+    let malformed = |found: String, expected: &str| Error::Malformed {
+        path: output.join("report.json"),
+        found,
+        expected: expected.into(),
+        advice: "write the output again",
+    };
+    let files = report["files"]
+        .as_array()
+        .filter(|f| !f.is_empty())
+        .ok_or_else(|| malformed("no list of files".into(), "the report of an output"))?;
+    let name = |file: &Value| file["name"].as_str().unwrap_or_default().to_string();
+    for file in files {
+        let name = name(file);
+        if name.is_empty() || Path::new(&name).is_absolute() || name.split('/').any(|p| p == "..") {
+            return Err(malformed(format!("the file name `{name}`"), "a name inside the folder"));
+        }
+        if !wanted(&name) {
+            continue;
+        }
+        let found = sha256(&output.join(&name))?;
+        let expected = file["sha256"].as_str().unwrap_or_default();
+        if found != expected {
+            return Err(Error::Malformed {
+                path: output.join(name),
+                found: format!("SHA-256 {found}"),
+                expected: format!("{expected}, as written"),
+                advice: "the file was changed or damaged; write the output again",
+            });
+        }
+    }
+    // One file of weights beside shards would be read in their place.
+    let weights = Checkpoint::open(output)?.files;
+    match weights.iter().find(|path| !files.iter().any(|f| **path == output.join(name(f)))) {
+        None => Ok(files.len()),
+        Some(path) => Err(Error::Malformed {
+            path: path.clone(),
+            found: "weights that the report does not name".into(),
+            expected: "those that were written".into(),
+            advice: "remove the file, or write the output again",
+        }),
+    }
 }
 
 /// What was compared, and what only Python could.

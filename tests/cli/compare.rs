@@ -144,6 +144,7 @@ fn a_gate_that_asks_nothing_or_cannot_know_is_refused() {
         "give examples with --eval",
     );
     refuse(&["gate", "model", "--max-drop", "1%"], 4, "report.json is not there");
+    refuse(&["gate", "nosuch", "--max-drop", "1%"], 6, "cannot read nosuch");
     refuse(&["gate", "small", "--max-latency-ratio", "0"], 2, "--max-latency-ratio is 0");
     refuse(&["gate", "small", "--max-size", "12 parsecs"], 2, "expected bytes");
     dir.write("other.tsv", "sentence\tlabel\nto the sea\t1\n");
@@ -152,6 +153,59 @@ fn a_gate_that_asks_nothing_or_cannot_know_is_refused() {
         4,
         "does not judge by other.tsv",
     );
+}
+
+/// The report tells of the model that it was written with, and of no other.
+#[test]
+fn a_gate_believes_no_report_of_other_files() {
+    let dir = variants();
+    let gate = |rest: &[&str]| dir.run(&[&["gate", "small"], rest, QUICK].concat());
+    let whole = fs::read(dir.path("small/model.safetensors")).expect("weights");
+    let mut damaged = whole.clone();
+    *damaged.last_mut().expect("a byte") ^= 1;
+    dir.write("small/model.safetensors", &damaged);
+    for asked in [["--max-drop", "100%"], ["--min-agreement", "0"], ["--max-latency-ratio", "1e6"]]
+    {
+        let run = gate(&asked);
+        assert_eq!(run.code, Some(4), "{run:?}");
+        assert!(run.stderr.contains("the file was changed or damaged"), "{}", run.stderr);
+    }
+    assert_eq!(gate(&["--max-size", "1MB"]).code, Some(0), "asks nothing of the report");
+    dir.write("small/model.safetensors", &whole);
+
+    for file in ["config.json", "vocab.txt"] {
+        let text = fs::read_to_string(dir.path("small").join(file)).expect("a text");
+        dir.write(&format!("small/{file}"), format!("{text}\n"));
+        let run = gate(&["--max-drop", "100%"]);
+        assert_eq!(run.code, Some(4), "{file}: {run:?}");
+        dir.write(&format!("small/{file}"), text);
+    }
+    // What no answer depends on may be edited.
+    dir.write("small/README.md", "mine");
+    assert_eq!(gate(&["--max-drop", "100%"]).code, Some(0));
+
+    // Weights that the report does not name.
+    dir.ok(&[
+        "--passes",
+        "prune",
+        "--calib",
+        "none",
+        "--eval",
+        "data.tsv",
+        "--max-shard-size",
+        "5kB",
+        "model",
+        "-o",
+        "shards",
+    ]);
+    let shards = [&["gate", "shards", "--max-drop", "100%"], QUICK].concat();
+    assert_eq!(dir.run(&shards).code, Some(0));
+    fs::copy(dir.path("model/model.safetensors"), dir.path("shards/model.safetensors"))
+        .expect("a copy");
+    let run = dir.run(&shards);
+    assert_eq!(run.code, Some(4), "{run:?}");
+    assert!(run.stderr.contains("weights that the report does not name"), "{}", run.stderr);
+    dir.fails(4, &["verify", "shards"]);
 }
 
 /// Where Chromium is: no console error, nothing asked of the net, and the points that the data says.
