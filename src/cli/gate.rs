@@ -1,7 +1,7 @@
 //! `compress gate OUT`: does an output keep what it has to?
 
 use super::compare::{JudgeArgs, TimingArgs, gather, measure};
-use super::units::{Share, Size};
+use super::units::{Kept, Ratio, Share, Size};
 use super::verify::check_files;
 use super::{ThreadArgs, print, print_json, progress};
 use clap::Args;
@@ -23,18 +23,18 @@ pub struct GateArgs {
     /// fast that was, if the files are those that it names
     #[arg(long, value_name = "MODEL")]
     against: Option<PathBuf>,
-    /// The most that the main metric may fall by: `1%` or `0.01` is one point
+    /// The most that the main metric may fall by: `1%` or `0.01` is one point, and all of it `100%`
     #[arg(long, value_name = "DROP")]
     max_drop: Option<Share>,
     /// The least share of answers that must be as those of the original, as `98%`
     #[arg(long, value_name = "SHARE")]
-    min_agreement: Option<Share>,
+    min_agreement: Option<Kept>,
     /// The most bytes of the weight files, as `20MB`, `19.5MiB` or a number of bytes
     #[arg(long, value_name = "SIZE")]
     max_size: Option<Size>,
-    /// The most time that it may take, as a share of the original's: 0.5 is twice as fast
+    /// The most time that it may take, as a share of the original's: 0.5 or 50% is twice as fast
     #[arg(long, value_name = "RATIO")]
-    max_latency_ratio: Option<f64>,
+    max_latency_ratio: Option<Ratio>,
     #[command(flatten)]
     judging: JudgeArgs,
     #[command(flatten)]
@@ -79,12 +79,6 @@ pub fn main(args: &GateArgs) -> Result<()> {
     args.timing.check()?;
     std::fs::metadata(&args.output)
         .map_err(|source| Error::Read { path: args.output.clone(), source })?;
-    if let Some(ratio) = args.max_latency_ratio.filter(|r| !(*r > 0.0 && r.is_finite())) {
-        return Err(Error::Usage {
-            found: format!("--max-latency-ratio is {ratio}"),
-            advice: "give a number above 0: 0.5 is twice as fast as the original".into(),
-        });
-    }
     let quality = args.max_drop.is_some() || args.min_agreement.is_some();
     if !quality && args.max_size.is_none() && args.max_latency_ratio.is_none() {
         return Err(Error::Usage {
@@ -156,11 +150,11 @@ fn measured(args: &GateArgs, comparison: &Comparison, checks: &mut Vec<Check>) -
         );
         checks.push(Check::at_most("drop", -d.value, limit, "measured", text));
     }
-    if let Some(Share(limit)) = args.min_agreement {
+    if let Some(Kept(limit)) = args.min_agreement {
         let agreement = output.closeness.iter().find(|m| m.name == "agreement");
         checks.push(agrees(agreement.map(|m| m.value), limit, "measured")?);
     }
-    if let Some(limit) = args.max_latency_ratio {
+    if let Some(Ratio(limit)) = args.max_latency_ratio {
         // The slowest of the loads decides: each of them is somebody's use.
         let worst =
             output.timings.iter().min_by(|a, b| a.speedup.median.total_cmp(&b.speedup.median));
@@ -217,13 +211,13 @@ fn reported(args: &GateArgs, checks: &mut Vec<Check>) -> Result<()> {
             let text = format!("{name} {after:.4}, before {before:.4}, at most {limit} less");
             checks.push(Check::at_most("drop", before - after, limit, "report", text));
         }
-        if let Some(Share(limit)) = args.min_agreement {
+        if let Some(Kept(limit)) = args.min_agreement {
             let all = quality["fidelity"].as_array().into_iter().flatten();
             let found = all.filter(|m| m["name"] == "agreement").find_map(|m| m["value"].as_f64());
             checks.push(agrees(found, limit, "report")?);
         }
     }
-    if let Some(limit) = args.max_latency_ratio {
+    if let Some(Ratio(limit)) = args.max_latency_ratio {
         let measured = read("measured.json")?;
         let ms = |i: usize| measured["latency"][i]["median_ms"].as_f64();
         let (Some(before), Some(after)) = (ms(0), ms(1)) else {

@@ -115,7 +115,7 @@ fn a_gate_lets_through_what_keeps_its_promises() {
     let measured = gate(
         &[
             &against[..],
-            &["--max-drop", "1", "--min-agreement", "0", "--max-latency-ratio", "1e-9"],
+            &["--max-drop", "100%", "--min-agreement", "0", "--max-latency-ratio", "1e-9"],
         ]
         .concat(),
     );
@@ -145,7 +145,10 @@ fn a_gate_that_asks_nothing_or_cannot_know_is_refused() {
     );
     refuse(&["gate", "model", "--max-drop", "1%"], 4, "report.json is not there");
     refuse(&["gate", "nosuch", "--max-drop", "1%"], 6, "cannot read nosuch");
-    refuse(&["gate", "small", "--max-latency-ratio", "0"], 2, "--max-latency-ratio is 0");
+    refuse(&["gate", "small", "--max-latency-ratio", "0"], 2, "expected a number above 0");
+    refuse(&["gate", "small", "--max-drop", "1"], 2, "write 1% or 0.01");
+    refuse(&["gate", "small", "--max-size", "0,5MB"], 2, "is written `0.5MB`");
+    assert_eq!(dir.run(&["gate", "small", "--max-latency-ratio", "100000%"]).code, Some(0));
     refuse(&["gate", "small", "--max-size", "12 parsecs"], 2, "expected bytes");
     dir.write("other.tsv", "sentence\tlabel\nto the sea\t1\n");
     refuse(
