@@ -6,7 +6,7 @@ use super::verify::check_files;
 use super::{ThreadArgs, print, print_json, progress};
 use clap::Args;
 use compress::checkpoint::read_json;
-use compress::compare::Comparison;
+use compress::compare::{Comparison, DataNote};
 use compress::emit::Target;
 use compress::pipeline::weight_bytes;
 use compress::report::{count, plain_table};
@@ -58,6 +58,9 @@ struct Check {
     limit: f64,
     /// `measured` now, or what the `report` of the run says.
     source: &'static str,
+    /// What quality was judged by; `None` for what needs no texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<DataNote>,
     /// What was found, in words.
     text: String,
 }
@@ -70,7 +73,15 @@ impl Check {
         source: &'static str,
         text: String,
     ) -> Check {
-        Check { name, passed: found <= limit, found, limit, source, text }
+        Check { name, passed: found <= limit, found, limit, source, data: None, text }
+    }
+
+    /// Names the texts that it comes from.
+    fn of(mut self, data: Option<DataNote>) -> Check {
+        if let Some(data) = &data {
+            self.text += &format!("; {} texts of {}", count(data.examples as u64), data.name);
+        }
+        Check { data, ..self }
     }
 }
 
@@ -148,11 +159,13 @@ fn measured(args: &GateArgs, comparison: &Comparison, checks: &mut Vec<Check>) -
             "{} {:.4}, before {:.4} ({:+.4}, 95 % {:+.4} to {:+.4}), at most {limit} less",
             after.name, after.value, before.value, d.value, d.interval[0], d.interval[1]
         );
-        checks.push(Check::at_most("drop", -d.value, limit, "measured", text));
+        let check = Check::at_most("drop", -d.value, limit, "measured", text);
+        checks.push(check.of(comparison.data.clone()));
     }
     if let Some(Kept(limit)) = args.min_agreement {
         let agreement = output.closeness.iter().find(|m| m.name == "agreement");
-        checks.push(agrees(agreement.map(|m| m.value), limit, "measured")?);
+        let check = agrees(agreement.map(|m| m.value), limit, "measured")?;
+        checks.push(check.of(comparison.data.clone()));
     }
     if let Some(Ratio(limit)) = args.max_latency_ratio {
         // The slowest of the loads decides: each of them is somebody's use.
@@ -196,10 +209,24 @@ fn reported(args: &GateArgs, checks: &mut Vec<Check>) -> Result<()> {
     check_files(&args.output, &report, answers)?;
     if quality {
         let quality = &report["quality"];
+        let (Some(name), Some(examples)) = (quality["data"].as_str(), quality["examples"].as_u64())
+        else {
+            return Err(missing(&path("report.json"), "does not judge"));
+        };
+        // Without --eval the run judged by text of its own: whoever reads the verdict is to see that.
+        let data = Some(DataNote { name: name.to_string(), examples: examples as usize });
         if let Some(eval) = args.judging.eval() {
-            let name = super::file_name(eval);
-            if quality["data"].as_str() != Some(name.as_str()) {
-                return Err(missing(&path("report.json"), &format!("does not judge by {name}")));
+            let given = super::examples_file(eval)?;
+            let found = match quality["sha256"].as_str() {
+                Some(sha256) if sha256 == given.sha256 => None,
+                Some(_) => {
+                    Some(format!("does not judge by {}, but by another {name}", eval.display()))
+                }
+                // Of an earlier version, or judged by text that calibration held out.
+                None => Some(format!("does not judge by {} as far as it says", eval.display())),
+            };
+            if let Some(found) = found {
+                return Err(missing(&path("report.json"), &found));
             }
         }
         if let Some(Share(limit)) = args.max_drop {
@@ -209,12 +236,13 @@ fn reported(args: &GateArgs, checks: &mut Vec<Check>) -> Result<()> {
             };
             let name = quality["after"][0]["name"].as_str().unwrap_or("metric");
             let text = format!("{name} {after:.4}, before {before:.4}, at most {limit} less");
-            checks.push(Check::at_most("drop", before - after, limit, "report", text));
+            let check = Check::at_most("drop", before - after, limit, "report", text);
+            checks.push(check.of(data.clone()));
         }
         if let Some(Kept(limit)) = args.min_agreement {
             let all = quality["fidelity"].as_array().into_iter().flatten();
             let found = all.filter(|m| m["name"] == "agreement").find_map(|m| m["value"].as_f64());
-            checks.push(agrees(found, limit, "report")?);
+            checks.push(agrees(found, limit, "report")?.of(data));
         }
     }
     if let Some(Ratio(limit)) = args.max_latency_ratio {
@@ -247,7 +275,7 @@ fn agrees(found: Option<f64>, limit: f64, source: &'static str) -> Result<Check>
         });
     };
     let text = format!("{found:.4} of the answers are the original's, at least {limit}");
-    Ok(Check { name: "agreement", passed: found >= limit, found, limit, source, text })
+    Ok(Check { name: "agreement", passed: found >= limit, found, limit, source, data: None, text })
 }
 
 fn no_metric() -> Error {

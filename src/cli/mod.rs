@@ -23,11 +23,12 @@ mod units;
 mod verify;
 
 use clap::{Args, Parser, Subcommand};
-use compress::checkpoint::Checkpoint;
+use compress::checkpoint::{Checkpoint, sha256};
 use compress::data::tables::Columns;
 use compress::data::tokenizer::{Tokenizer, sentence_max_length};
 use compress::eval::latency;
 use compress::model::{Model, Task};
+use compress::pipeline::ExamplesFile;
 use compress::runtime::kernels;
 use compress::{Error, Result};
 use std::error::Error as _;
@@ -331,6 +332,11 @@ fn recipe_text(path: &Path) -> Result<String> {
 
 fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+}
+
+/// The file at `path` as a report names it, which is judged by it.
+fn examples_file(path: &Path) -> Result<ExamplesFile> {
+    Ok(ExamplesFile { name: file_name(path), sha256: sha256(path)? })
 }
 
 /// As a shell takes it back: in quotes, where it holds more than letters, digits and the like.

@@ -1,6 +1,6 @@
 //! Text that passes watch, train on and are judged by, for every command that runs passes.
 
-use super::{ColumnArgs, file_name, max_tokens, needed, shell};
+use super::{ColumnArgs, examples_file, max_tokens, needed, shell};
 use clap::Args;
 use compress::data::prepare::is_labelled;
 use compress::data::tables::{Columns, check_examples, read_examples};
@@ -124,7 +124,7 @@ impl TextArgs {
                 let labelled = !matches!(task, Task::TokenClassification | Task::QuestionAnswering)
                     || table.examples.iter().any(|e| is_labelled(e, task));
                 let prepared = Prepared::new(&table, model, tokenizer, tokens, labelled, path)?;
-                Some((prepared, file_name(path)))
+                Some((prepared, examples_file(path)?))
             }
         };
         let words = match counted {

@@ -195,7 +195,7 @@ pub fn main(args: &TrainArgs) -> Result<()> {
         Some(path) => {
             let table = read_examples(path, &columns)?;
             let prepared = Prepared::new(&table, &model, &tokenizer, tokens, true, path)?;
-            Some((prepared, super::file_name(path)))
+            Some((prepared, super::examples_file(path)?))
         }
     };
     let raw = |key: &str| config.raw[key].as_f64().filter(|r| (0.0..1.0).contains(r));

@@ -217,8 +217,8 @@ pub(super) fn recut(
         }
         _ => {}
     }
-    if let (Some((before, name)), Some((after, _))) = (&before.eval, &after.eval) {
-        let cuts = compare(name, paired(&before.batches, &after.batches))?;
+    if let (Some((before, file)), Some((after, _))) = (&before.eval, &after.eval) {
+        let cuts = compare(&file.name, paired(&before.batches, &after.batches))?;
         work.figures.insert("eval_same", cuts.share());
     } else if let (Some(before), Some(after)) = (&before.calibration, &after.calibration)
         && !before.is_random()

@@ -70,8 +70,16 @@ pub struct Texts {
     pub data: Option<Dataset>,
     /// How often words are used, where a pass asks for it.
     pub words: Option<Words>,
-    /// Examples to judge the output by, and their name.
-    pub eval: Option<(Prepared, String)>,
+    /// Examples to judge the output by, and their file.
+    pub eval: Option<(Prepared, ExamplesFile)>,
+}
+
+/// What a report says of the file that an output was judged by.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExamplesFile {
+    /// Without its folder.
+    pub name: String,
+    pub sha256: String,
 }
 
 /// A finished run.
@@ -274,7 +282,7 @@ fn judge(teacher: &Model, applied: &Applied, compare: bool, options: &Options) -
     };
     options.progress.start("evaluating", 3);
     let quality = match (&old.eval, &new.eval, &old.calibration, &new.calibration) {
-        (Some((old, name)), Some((new, _)), ..) => {
+        (Some((old, file)), Some((new, _)), ..) => {
             let judged = |encoder: &Encoder, prepared: &Prepared| match &prepared.targets {
                 Some(_) => {
                     let answers = answer(encoder, &prepared.batches, prepared.rows)?;
@@ -287,7 +295,8 @@ fn judge(teacher: &Model, applied: &Applied, compare: bool, options: &Options) -
             let left = judged(&after, new)?;
             step()?;
             Some(Quality {
-                data: name.to_string(),
+                data: file.name.clone(),
+                sha256: Some(file.sha256.clone()),
                 examples: old.examples,
                 tokens: old.tokens,
                 flops: flops(&old.batches, &new.batches),
@@ -303,6 +312,7 @@ fn judge(teacher: &Model, applied: &Applied, compare: bool, options: &Options) -
             let held_out = renamed.as_deref().unwrap_or(&old.held_out);
             Some(Quality {
                 data: format!("{}, held out", old.source),
+                sha256: None,
                 examples: held_out.iter().map(|b| b.texts()).sum(),
                 tokens: held_out.iter().map(|b| b.tokens()).sum(),
                 flops: flops(held_out, &new.held_out),

@@ -177,6 +177,9 @@ pub struct PassNote {
 pub struct Quality {
     /// `dev.tsv`, or the part of the calibration text that no pass saw.
     pub data: String,
+    /// Of the file, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
     pub examples: usize,
     pub tokens: usize,
     /// FLOPs of all these texts, each at its own length, before and after; `None` where nothing was compressed.

@@ -154,8 +154,55 @@ fn a_gate_that_asks_nothing_or_cannot_know_is_refused() {
     refuse(
         &["gate", "small", "--max-drop", "1%", "--eval", "other.tsv"],
         4,
-        "does not judge by other.tsv",
+        "does not judge by other.tsv, but by another data.tsv",
     );
+    // Of the same name, and of other content; and the same under another.
+    let data = fs::read(dir.path("data.tsv")).expect("examples");
+    fs::create_dir(dir.path("more")).expect("a folder");
+    dir.write("more/data.tsv", "sentence\tlabel\nto the sea\t1\n");
+    let asked = ["gate", "small", "--max-drop", "100%", "--eval"];
+    refuse(
+        &[&asked[..], &["more/data.tsv"]].concat(),
+        4,
+        "does not judge by more/data.tsv, but by another data.tsv",
+    );
+    dir.write("copy.tsv", data);
+    assert_eq!(dir.run(&[&asked[..], &["copy.tsv"]].concat()).code, Some(0));
+    // A report of an earlier version names the file alone.
+    let path = dir.path("small/report.json");
+    let text = fs::read_to_string(&path).expect("a report");
+    let mut report: Value = serde_json::from_str(&text).expect("JSON");
+    report["quality"].as_object_mut().expect("quality").remove("sha256");
+    dir.write("small/report.json", report.to_string());
+    refuse(
+        &[&asked[..], &["data.tsv"]].concat(),
+        4,
+        "does not judge by data.tsv as far as it says",
+    );
+    dir.ok(&["--passes", "binarize", "--calib", "none", "model", "-o", "unjudged"]);
+    refuse(&["gate", "unjudged", "--min-agreement", "0"], 4, "does not judge");
+}
+
+#[test]
+fn a_gate_says_what_its_answers_come_from() {
+    let dir = variants();
+    dir.ok(&["--passes", "binarize", "model", "-o", "held"]);
+    let note = |gate: &[&str]| {
+        let json = dir.json(&[gate, QUICK].concat());
+        let check = &json["checks"][0];
+        let text = check["text"].as_str().expect("a text");
+        let said = text.rsplit_once("; ").expect("its data").1.to_string();
+        (check["data"]["name"].clone(), check["data"]["examples"].as_u64().expect("a number"), said)
+    };
+    let eval = note(&["gate", "small", "--max-drop", "100%"]);
+    assert_eq!(eval, ("data.tsv".into(), 8, "8 texts of data.tsv".into()));
+    let against =
+        ["gate", "small", "--min-agreement", "0", "--against", "model", "--eval", "data.tsv"];
+    assert_eq!(note(&against), eval);
+    let (name, examples, said) = note(&["gate", "held", "--min-agreement", "0"]);
+    let name = name.as_str().expect("a name").to_string();
+    assert!(name.ends_with(", held out") && examples > 0, "{name} {examples}");
+    assert_eq!(said, format!("{examples} texts of {name}"));
 }
 
 /// The report tells of the model that it was written with, and of no other.
