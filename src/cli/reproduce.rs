@@ -112,11 +112,25 @@ pub fn main(args: &ReproduceArgs) -> Result<()> {
         return Err(Error::Mismatch {
             found: match is {
                 Some(is) => format!("{} with the SHA-256 {}", other.name, is.sha256),
-                None => format!("no {} in {}", other.name, args.model.display()),
+                None if other.of_model => format!("no {} in {}", other.name, args.model.display()),
+                None => format!("no {} {}", other.name, looked_in(&other.name)),
             },
             expected: format!("it was made from {}", other.sha256),
             advice: "give the same --model, and run it where its texts have the same paths",
         });
+    }
+    if let (Some(eval), Some(expected)) = (&args.eval, report["quality"]["sha256"].as_str()) {
+        let given = super::examples_file(eval)?;
+        if given.sha256 != expected {
+            return Err(Error::Mismatch {
+                found: format!("{} has the SHA-256 {}", eval.display(), given.sha256),
+                expected: format!(
+                    "it was judged by {} with {expected}",
+                    report["quality"]["data"].as_str().unwrap_or("another file")
+                ),
+                advice: "give that file with --eval, or leave --eval out: no output depends on it",
+            });
+        }
     }
     let done = run::make(&again)?;
 
@@ -166,6 +180,16 @@ pub fn main(args: &ReproduceArgs) -> Result<()> {
             found: format!("{} of {} files have other bytes: {}", differ.len(), names.len(), differ.join(", ")),
             advice: "another version or another kind of processor rounds differently; --keep lets you look at it".into(),
         }),
+    }
+}
+
+/// Where a text of this name was looked for.
+fn looked_in(name: &str) -> String {
+    match std::env::current_dir() {
+        Ok(folder) if Path::new(name).is_relative() => {
+            format!("in the current folder, {}", folder.display())
+        }
+        _ => "there".into(),
     }
 }
 

@@ -91,6 +91,11 @@ fn what_is_not_the_same_is_named() {
     text += &plain(dir.fails(4, &again));
     dir.write("model/config.json", &config);
 
+    // Other examples of the same name.
+    fs::create_dir(dir.path("more")).unwrap();
+    dir.write("more/data.tsv", "sentence\tlabel\na good film\t1\n");
+    text += &plain(dir.fails(4, &[&again[..], &["--eval", "more/data.tsv"]].concat()));
+
     // What a report must not say.
     for arguments in ["--calib data.tsv --cache elsewhere", "-o elsewhere", "'", "--seed x"] {
         edited(&dir, |report| report["arguments"] = json!(arguments));
@@ -105,8 +110,9 @@ fn what_is_not_the_same_is_named() {
     insta::assert_snapshot!(text, @r"
     not reproduced: 2 of 11 files have other bytes: model.safetensors, hf/config.json; another version or another kind of processor rounds differently; --keep lets you look at it
     data.tsv with the SHA-256 [HASH], but it was made from [HASH]; give the same --model, and run it where its texts have the same paths
-    no data.tsv in model, but it was made from [HASH]; give the same --model, and run it where its texts have the same paths
+    no data.tsv in the current folder, [DIR], but it was made from [HASH]; give the same --model, and run it where its texts have the same paths
     config.json with the SHA-256 [HASH], but it was made from [HASH]; give the same --model, and run it where its texts have the same paths
+    more/data.tsv has the SHA-256 [HASH], but it was judged by data.tsv with [HASH]; give that file with --eval, or leave --eval out: no output depends on it
     out/report.json: found `arguments` that are none of a run, expected those of its run; give the report of an output that this version wrote
     out/report.json: found `arguments` that are none of a run, expected those of its run; give the report of an output that this version wrote
     out/report.json: found no `arguments`, expected those of its run; give the report of an output that this version wrote
