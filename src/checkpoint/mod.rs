@@ -15,7 +15,8 @@ pub use output::{OutputFolder, remove_stale};
 pub use spill::Spill;
 pub use tensor::{Dtype, Tensor};
 pub use writer::{
-    WrittenFile, file_bytes, file_with, metadata, weight_files, write_bytes, write_file,
+    WrittenFile, check_writable, file_bytes, file_with, metadata, weight_files, write_bytes,
+    write_file,
 };
 
 use std::collections::BTreeMap;

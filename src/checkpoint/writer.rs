@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -174,10 +174,27 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Checks that a file can be written at `path`, as [`write_bytes`] does it, and leaves nothing behind.
+///
+/// # Errors
+/// [`Error::Write`].
+pub fn check_writable(path: &Path) -> Result<()> {
+    let temp = temporary(path);
+    let _ = std::fs::remove_file(&temp);
+    let made = HashedFile::create(&temp);
+    let _ = std::fs::remove_file(&temp);
+    made.map(drop).map_err(|source| Error::Write { path: path.to_owned(), source })
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.tmp-{}", std::process::id()))
+}
+
 /// What `write` makes of a temporary name beside `path` takes its place.
 fn replace(path: &Path, write: impl FnOnce(&Path, String) -> Result<WrittenFile>) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let temp = path.with_file_name(format!(".{name}.tmp-{}", std::process::id()));
+    let temp = temporary(path);
     // Of a killed process with our number, as in a container that was started again.
     let _ = std::fs::remove_file(&temp);
     let done = write(&temp, name).and_then(|_| {

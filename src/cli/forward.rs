@@ -2,12 +2,13 @@
 
 use super::{ThreadArgs, print, print_json, progress};
 use clap::Args;
-use compress::checkpoint::{Checkpoint, Dtype, Tensor, write_file};
+use compress::checkpoint::{Checkpoint, Dtype, OutputFolder, Tensor, write_file};
 use compress::model::{Model, Task};
+use compress::pipeline::root;
 use compress::runtime::{Batch, Encoder, Observer, Output};
 use compress::{Error, Result};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
 pub struct ForwardArgs {
@@ -42,6 +43,17 @@ pub fn main(args: &ForwardArgs) -> Result<()> {
         return Err(Error::Usage {
             found: format!("{} exists", args.output.display()),
             advice: "give --force to replace it".into(),
+        });
+    }
+    OutputFolder::check_outside(&args.output, &root(&args.model))?;
+    let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    };
+    if same(&args.output, &args.inputs) {
+        return Err(Error::Usage {
+            found: format!("{} is --inputs too", args.output.display()),
+            advice: "give another name: inputs are never written to".into(),
         });
     }
     let model = Model::open(&args.model)?;
@@ -86,7 +98,7 @@ struct Padded {
 }
 
 impl Padded {
-    fn read(path: &std::path::Path) -> Result<Padded> {
+    fn read(path: &Path) -> Result<Padded> {
         let file = Checkpoint::open(path)?;
         let malformed = |found: String, expected: &str, advice| Error::Malformed {
             path: path.to_path_buf(),

@@ -160,6 +160,9 @@ pub fn make(args: &RunArgs) -> Result<Outcome> {
     let model = Model::open(input)?;
     recipe.check_family(&model)?;
     recipe.check_emit(&model, args.texts.data.is_some())?;
+    if let Some(cache) = &args.cache {
+        OutputFolder::check_outside(cache, &pipeline::root(input))?;
+    }
     let folder = OutputFolder::create(output, input, args.force)?;
     let given = &args.texts;
     let calib = given.calib();

@@ -103,6 +103,20 @@ fn another_run_takes_what_it_shares_from_the_cache() {
 }
 
 #[test]
+fn a_cache_in_the_model_is_refused() {
+    let dir = Dir::with_tiny();
+    fs::create_dir(dir.path("parent")).unwrap();
+    for cache in ["model", "model/", "model/cache", "parent/../model/deep/cache"] {
+        let run = ["--passes", "prune", "--calib", "none", "model", "-o", "out", "--cache", cache];
+        let message = dir.fails(2, &run);
+        assert!(message.contains("lies in the model's folder"), "{message}");
+    }
+    let file = ["--passes", "prune", "--calib", "none", "model/model.safetensors", "-o", "out"];
+    dir.fails(2, &[&file[..], &["--cache", "model/cache"]].concat());
+    dir.ok(&[&file[..], &["--cache", "cache", "-q"]].concat());
+}
+
+#[test]
 fn a_damaged_entry_is_named() {
     let dir = with_reviews();
     let passes = ["vocab", "binarize"];

@@ -232,6 +232,16 @@ fn forward_stores_what_is_asked_and_replaces_only_with_force() {
     insta::assert_snapshot!(dir.fails(2, FORWARD), @"out.safetensors exists; give --force to replace it");
     dir.ok(&[FORWARD, &["--force"]].concat());
     assert_eq!(stored(&dir.path("out.safetensors")).len(), 1);
+    let mut text = String::new();
+    for output in ["model/model.safetensors", "model/new.safetensors", "in.safetensors"] {
+        let forward = [&FORWARD[..5], &[output, "--force"]].concat();
+        text += &(dir.fails(2, &forward) + "\n");
+    }
+    insta::assert_snapshot!(text, @r"
+    [DIR]/model/model.safetensors lies in the model's folder [DIR]/model; choose a place beside it: inputs are never written to
+    [DIR]/model/new.safetensors lies in the model's folder [DIR]/model; choose a place beside it: inputs are never written to
+    in.safetensors is --inputs too; give another name: inputs are never written to
+    ");
 }
 
 #[test]

@@ -72,6 +72,22 @@ impl OutputFolder {
         check_replaceable(&target, Replace::forced(force))
     }
 
+    /// Refuses a folder `target` to write to that is the checkpoint `input`, or lies in it.
+    ///
+    /// # Errors
+    /// [`Error::Usage`], and [`Error::Read`] for an input that is not there.
+    pub fn check_outside(target: &Path, input: &Path) -> Result<()> {
+        let (target, _) = resolve(target)?;
+        let input = fs::canonicalize(input).map_err(|source| read_error(input, source))?;
+        match target.starts_with(&input) {
+            false => Ok(()),
+            true => Err(usage(
+                format!("{} lies in the model's folder {}", target.display(), input.display()),
+                "choose a place beside it: inputs are never written to",
+            )),
+        }
+    }
+
     fn start(target: &Path, input: Option<&Path>, replace: Replace) -> Result<OutputFolder> {
         let (target, missing) = free(target, input)?;
         remove_stale(&target); // first: it may give a half-replaced target its name back
