@@ -4,7 +4,7 @@ use super::{
     ColumnArgs, ThreadArgs, file_name, max_tokens, needed_tokenizer, print, print_json, progress,
 };
 use clap::Args;
-use compress::checkpoint::write_bytes;
+use compress::checkpoint::{check_writable, write_bytes};
 use compress::compare::{
     self, Comparison, DataNote, Entry as Variant, Searched, Tried, baselines, removed_by_passes,
     typical,
@@ -19,6 +19,8 @@ use compress::search::{self, Entry, Found, SpeedBy};
 use compress::{Error, Result};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
@@ -146,6 +148,9 @@ pub fn main(args: &CompareArgs) -> Result<()> {
                     .into(),
         });
     }
+    if let Some(path) = &args.html {
+        check_page(path)?; // before the work that it takes to fill it
+    }
     let logs = args.log.iter().chain(logs);
     let searches = logs.map(|path| searched(path)).collect::<Result<Vec<_>>>()?;
     let models: Vec<PathBuf> = models.into_iter().cloned().collect();
@@ -181,6 +186,32 @@ pub fn main(args: &CompareArgs) -> Result<()> {
         Some(path) => print(&format!("wrote {}\n", path.display())),
         None => Ok(()),
     }
+}
+
+/// Refuses to write a page over what is none, or where no file can be written.
+fn check_page(path: &Path) -> Result<()> {
+    let refuse = |found: &str| Error::Usage {
+        found: format!("{} {found}", path.display()),
+        advice: "give --html another name: only pages are replaced".into(),
+    };
+    if path.is_dir() {
+        return Err(refuse("is a folder"));
+    }
+    match File::open(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(source) => return Err(Error::Read { path: path.to_owned(), source }),
+        Ok(file) => {
+            let mut start = Vec::new();
+            let read = |source| Error::Read { path: path.to_owned(), source };
+            file.take(1024).read_to_end(&mut start).map_err(read)?;
+            let start = String::from_utf8_lossy(&start).trim_start().to_ascii_lowercase();
+            let page = start.starts_with("<!doctype html") || start.starts_with("<html");
+            if !page && !start.is_empty() {
+                return Err(refuse("exists and is no HTML page"));
+            }
+        }
+    }
+    check_writable(path)
 }
 
 /// What the search tried that wrote the log at `path`.

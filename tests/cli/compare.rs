@@ -77,6 +77,26 @@ fn what_cannot_be_compared_is_refused() {
 }
 
 #[test]
+fn a_page_replaces_pages_alone() {
+    let dir = variants();
+    let compare = |page: &str| {
+        // More runs than a test has time for: it must be refused before.
+        dir.fails(2, &["compare", "model", "small", "--runs", "1000000", "-q", "--html", page])
+    };
+    assert!(compare("model/config.json").contains("exists and is no HTML page"));
+    assert!(compare("model/model.safetensors").contains("exists and is no HTML page"));
+    assert!(compare("small").contains("is a folder"));
+    let late = ["compare", "model", "--runs", "1000000", "-q", "--html", "no/such/folder/x.html"];
+    assert!(dir.fails(6, &late).contains("cannot write no/such/folder/x.html"));
+    dir.write("page.html", "\n<HTML>of another time</HTML>");
+    for _ in 0..2 {
+        dir.ok(&[&["compare", "model", "--no-baselines", "--html", "page.html"], QUICK].concat());
+        let page = fs::read_to_string(dir.path("page.html")).expect("a page");
+        assert!(page.starts_with("<!doctype html>"), "{page}");
+    }
+}
+
+#[test]
 fn bench_times_every_batch_size_and_length() {
     let dir = variants();
     let json =
