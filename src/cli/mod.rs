@@ -131,7 +131,7 @@ struct ResumeArgs {
 /// Threads, for every command that computes.
 #[derive(Debug, Clone, Args)]
 struct ThreadArgs {
-    /// Threads to use [default: all cores]; results do not depend on it
+    /// Threads to use, at most 4 a core, or 64 [default: all cores]; results do not depend on it
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
 }
@@ -145,6 +145,15 @@ impl ThreadArgs {
                     advice: "give at least 1".into(),
                 });
             }
+            Some(n) if n > most_threads() => {
+                return Err(Error::Usage {
+                    found: format!("--threads is {n}"),
+                    advice: format!(
+                        "give at most {}: more than there are cores make nothing faster",
+                        most_threads()
+                    ),
+                });
+            }
             Some(n) => n,
             None => 0,
         };
@@ -155,6 +164,13 @@ impl ThreadArgs {
             }
         })
     }
+}
+
+/// Thousands of threads wait for each other longer than they compute. 64 on any machine: what is tried on a large one may be
+/// repeated on a small one.
+fn most_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (4 * cores).max(64)
 }
 
 /// Parses the command line, runs it, and turns errors into text and exit codes.

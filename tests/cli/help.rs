@@ -74,6 +74,15 @@ fn a_wrong_command_line_is_explained() {
     assert!(!dir.path("out").exists());
 }
 
+/// The limit depends on the machine.
+#[test]
+fn threads_without_number_are_refused() {
+    let dir = Dir::with_tiny();
+    let message = dir.fails(2, &["eval", "model", "--data", "data.tsv", "--threads", "8000"]);
+    assert!(message.starts_with("--threads is 8000; give at most "), "{message}");
+    dir.ok(&["eval", "model", "--data", "data.tsv", "--threads", "64"]);
+}
+
 #[test]
 fn passes_lists_and_explains() {
     let dir = Dir::new();
