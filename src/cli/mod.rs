@@ -307,6 +307,9 @@ fn needed<T>(tokenizer: Option<T>, input: &Path) -> Result<T> {
 
 /// How many tokens of a text are read: what the user asked for, else what a sentence-transformers model
 /// says, else what the tokenizer says but at most 128, or 384 for question answering.
+///
+/// # Errors
+/// [`Error::Usage`] for more than the model takes, and for what leaves no room beside special tokens.
 fn max_tokens(
     model: &Model,
     tokenizer: Option<&Tokenizer>,
@@ -315,10 +318,11 @@ fn max_tokens(
 ) -> Result<usize> {
     let most = latency::max_tokens(&model.config, model.family);
     if let Some(asked) = asked {
-        if asked == 0 || asked > most {
+        let least = tokenizer.map_or(0, |t| t.special_tokens(false)) + 1;
+        if asked < least || asked > most {
             return Err(Error::Usage {
                 found: format!("--max-length is {asked}"),
-                advice: format!("the model takes 1 to {most} tokens"),
+                advice: format!("the model takes {least} to {most} tokens of a text"),
             });
         }
         return Ok(asked);

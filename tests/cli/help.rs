@@ -65,6 +65,7 @@ fn a_wrong_command_line_is_explained() {
         &["--passes", "prune", "model", "-o", "out", "--threads", "0"],
         &["--passes", "prune", "model", "-o", "out", "--calib-texts", "0"],
         &["--passes", "prune", "model", "-o", "out", "--max-length", "0"],
+        &["--passes", "prune", "model", "-o", "out", "--max-length", "2"],
         &["--passes", "prune", "model", "-o", "out", "--max-length", "33"],
         &["inspct", "model"],
         &["inspect"],

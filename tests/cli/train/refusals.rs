@@ -237,9 +237,9 @@ fn flags_of_train_that_make_no_sense() {
     --dropout 1
         --dropout is 1; give a number in [0, 1)
     --max-length 0
-        --max-length is 0; the model takes 1 to 32 tokens
+        --max-length is 0; the model takes 3 to 32 tokens of a text
     --max-length 33
-        --max-length is 33; the model takes 1 to 32 tokens
+        --max-length is 33; the model takes 3 to 32 tokens of a text
     --threads 0
         --threads is 0; give at least 1
     "#);
