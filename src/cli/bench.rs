@@ -3,6 +3,7 @@
 use super::compare::{JudgeArgs, TimingArgs, gather};
 use super::{ThreadArgs, print, print_json, progress};
 use clap::Args;
+use compress::compare::Entry as Variant;
 use compress::eval::latency;
 use compress::eval::load::{Load, Timing, time};
 use compress::pipeline::cpu_features;
@@ -18,7 +19,8 @@ pub struct BenchArgs {
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<PathBuf>,
     /// Tokens of a text; several, separated by commas, are timed one after the other. Not with --eval
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [16, 64, 128], conflicts_with = "eval")]
+    /// [default: 16,64,128, as far as every model takes them]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', conflicts_with = "eval")]
     length: Vec<usize>,
     #[command(flatten)]
     judging: JudgeArgs,
@@ -46,18 +48,10 @@ pub fn main(args: &BenchArgs) -> Result<()> {
         Some(_) => entries.iter().map(|e| args.timing.loads(e)).collect(),
         None => {
             let mut sizes = Vec::new();
+            let lengths = lengths(&args.length, &entries)?;
             for entry in &entries {
-                let most = latency::max_tokens(&entry.model.config, entry.model.family);
-                if let Some(&length) = args.length.iter().find(|&&n| n == 0 || n > most) {
-                    return Err(Error::Usage {
-                        found: format!("--length has {length}"),
-                        advice: format!("{} takes 1 to {most} tokens", entry.name),
-                    });
-                }
                 let sized = |batch: usize| {
-                    args.length
-                        .iter()
-                        .map(move |&tokens| Load::synthetic(&entry.model, batch, tokens))
+                    lengths.iter().map(move |&tokens| Load::synthetic(&entry.model, batch, tokens))
                 };
                 sizes.push(args.timing.sizes().into_iter().flat_map(sized).collect());
             }
@@ -76,7 +70,7 @@ pub fn main(args: &BenchArgs) -> Result<()> {
         None => "texts of equal length".into(),
     };
     if args.json {
-        let of = |(e, t): (&compress::compare::Entry, &Vec<Timing>)| json!({"name": e.name, "file_bytes": e.file_bytes, "timings": t});
+        let of = |(e, t): (&Variant, &Vec<Timing>)| json!({"name": e.name, "file_bytes": e.file_bytes, "timings": t});
         return print_json(&json!({
             "version": env!("CARGO_PKG_VERSION"),
             "cpu_features": cpu_features(),
@@ -115,4 +109,26 @@ pub fn main(args: &BenchArgs) -> Result<()> {
         cpu_features().join(" "),
         args.timing.runs(),
     ))
+}
+
+/// Tokens of a text where none are given.
+const LENGTHS: [usize; 3] = [16, 64, 128];
+
+/// The lengths that are timed: those `given`, or the usual ones that every model takes, or the most that all of them do.
+fn lengths(given: &[usize], entries: &[Variant]) -> Result<Vec<usize>> {
+    let most = |entry: &Variant| latency::max_tokens(&entry.model.config, entry.model.family);
+    let narrowest = entries.iter().min_by_key(|e| most(e)).expect("clap requires a model");
+    let most = most(narrowest);
+    if let Some(length) = given.iter().find(|&&n| n == 0 || n > most) {
+        return Err(Error::Usage {
+            found: format!("--length has {length}"),
+            advice: format!("{} takes 1 to {most} tokens", narrowest.name),
+        });
+    }
+    let usual: Vec<usize> = LENGTHS.into_iter().filter(|&n| n <= most).collect();
+    Ok(match (given, &usual[..]) {
+        ([], []) => vec![most],
+        ([], _) => usual,
+        _ => given.to_vec(),
+    })
 }

@@ -111,6 +111,10 @@ fn bench_times_every_batch_size_and_length() {
             .collect();
         assert_eq!(sizes, [(1, 4), (1, 8), (4, 16), (4, 32)]);
     }
+    // Of the usual lengths those that fit: the model takes 32 tokens.
+    let json = dir.json(&["bench", "model", "--runs", "1", "--batch", "1", "-q"]);
+    let timings = json["models"][0]["timings"].as_array().expect("timings");
+    assert_eq!(timings.iter().map(|t| t["tokens"].as_u64()).collect::<Vec<_>>(), [Some(16)]);
     let text = dir.ok(&[&["bench", "model", "small", "--eval", "data.tsv"], QUICK].concat());
     assert!(text.contains("8 texts of data.tsv"), "{text}");
     assert!(text.contains("mean tokens"), "{text}");
