@@ -22,12 +22,15 @@ mod train;
 mod units;
 mod verify;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use compress::checkpoint::{Checkpoint, sha256};
 use compress::data::tables::Columns;
 use compress::data::tokenizer::{Tokenizer, sentence_max_length};
 use compress::eval::latency;
 use compress::model::{Model, Task};
+use compress::pass::Entry;
+use compress::passes::ALL;
 use compress::pipeline::ExamplesFile;
 use compress::runtime::kernels;
 use compress::{Error, Result};
@@ -177,7 +180,7 @@ fn most_threads() -> usize {
 pub fn main() -> ExitCode {
     return_large_buffers();
     quiet_guarded_panics();
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| explained(error).exit());
     let keeps_nothing = matches!(
         cli.command,
         None | Some(
@@ -221,6 +224,43 @@ pub fn main() -> ExitCode {
             eprintln!("{}", plain(&text));
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// A flag that names an option of a pass is the most natural mistake; clap would name one that looks like it.
+fn explained(mut error: clap::Error) -> clap::Error {
+    let tip = match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(ContextValue::String(flag))) => pass_option(
+            flag,
+            &std::env::args_os().map(|a| a.to_string_lossy().into()).collect::<Vec<_>>(),
+        ),
+        _ => None,
+    };
+    if let Some(tip) = tip {
+        error.remove(ContextKind::SuggestedArg);
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
+/// How the option of a pass is written that `flag` names, on a command line that has passes or a recipe.
+fn pass_option(flag: &str, line: &[String]) -> Option<String> {
+    let has = |name: &str| line.iter().any(|a| a.split('=').next() == Some(name));
+    let option = flag.strip_prefix("--")?.replace('-', "_");
+    let mut passes: Vec<&Entry> =
+        ALL.iter().filter(|entry| (entry.defaults)().contains_key(&option)).collect();
+    // Of passes with an option of this name, those that are asked for come first.
+    passes.sort_by_key(|entry| !line.iter().any(|a| a.contains(entry.name)));
+    let pass = passes.first()?.name;
+    let after = line.iter().skip_while(|a| *a != flag).nth(1).filter(|v| !v.starts_with('-'));
+    let joined = line.iter().find_map(|a| a.strip_prefix(flag)?.strip_prefix('='));
+    let value = joined.or(after.map(String::as_str)).unwrap_or("…");
+    match (has("--passes"), has("--recipe")) {
+        (true, _) => Some(format!(
+            "options of a pass stand in its brackets: --passes '{pass}({option}={value})'"
+        )),
+        (_, true) => Some(format!("options of a recipe's passes: --set {pass}.{option}={value}")),
+        _ => None,
     }
 }
 
@@ -365,5 +405,42 @@ fn shell(text: &str) -> String {
     match !text.is_empty() && text.chars().all(plain) {
         true => text.into(),
         false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_that_names_an_option_is_told_where_it_stands() {
+        let tip = |flag: &str, line: &str| {
+            let line: Vec<String> = line.split(' ').map(str::to_string).collect();
+            pass_option(flag, &line)
+        };
+        let bracket = "options of a pass stand in its brackets: --passes";
+        for (flag, line, expected) in [
+            (
+                "--sparsity",
+                "--passes prune m --sparsity 0.5",
+                format!("{bracket} 'prune(sparsity=0.5)'"),
+            ),
+            (
+                "--rank",
+                "--passes=binarize m --rank -o out",
+                format!("{bracket} 'binarize(rank=…)'"),
+            ),
+            ("--steps", "--passes distill m --steps=9", format!("{bracket} 'distill(steps=9)'")),
+            ("--steps", "--passes tokens m --steps 9", format!("{bracket} 'tokens(steps=9)'")),
+            (
+                "--sparsity",
+                "--recipe r m --sparsity 1",
+                "options of a recipe's passes: --set prune.sparsity=1".into(),
+            ),
+        ] {
+            assert_eq!(tip(flag, line), Some(expected), "{line}");
+        }
+        assert_eq!(tip("--nonsense", "--passes prune m --nonsense 1"), None);
+        assert_eq!(tip("--sparsity", "eval m --sparsity 1"), None);
     }
 }
