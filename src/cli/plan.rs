@@ -32,6 +32,14 @@ pub struct PlanArgs {
     #[arg(long, alias = "shard-size", value_name = "SIZE", default_value_t)]
     max_shard_size: ShardSize,
 
+    /// The folder that the run would write: it is checked and not touched, as a plan writes nothing
+    #[arg(short, long, value_name = "OUT")]
+    output: Option<PathBuf>,
+
+    /// As on the run; a plan asks for it nowhere, as it replaces nothing
+    #[arg(long)]
+    force: bool,
+
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -40,24 +48,24 @@ pub struct PlanArgs {
 pub fn main(args: &PlanArgs) -> Result<()> {
     args.threads.apply()?;
     let recipe = args.recipe.read()?;
-    let plan = of(&args.model, &recipe, &args.texts, args.max_shard_size.0, None)?;
+    let output = args.output.as_deref();
+    let plan = of(&args.model, &recipe, &args.texts, args.max_shard_size.0, output)?;
     show(&plan, args.json)
 }
 
-/// The plan of a run with these arguments. `output` is the folder that it would write, and whether one with content may be
-/// replaced.
+/// The plan of a run with these arguments. `output` is the folder that it would write, or replace by --force.
 pub fn of(
     input: &Path,
     recipe: &Recipe,
     texts: &TextArgs,
     max_shard_bytes: u64,
-    output: Option<(&Path, bool)>,
+    output: Option<&Path>,
 ) -> Result<Plan> {
     let model = Model::outline(input)?;
     recipe.check_family(&model)?;
     recipe.check_emit(&model, texts.data.is_some())?;
-    if let Some((output, force)) = output {
-        OutputFolder::check(output, input, force)?;
+    if let Some(output) = output {
+        OutputFolder::check(output, input, true)?;
     }
     let needed = recipe.steps.iter().any(|s| s.pass.counts_words() || s.pass.needs_tokenizer());
     let read = texts.calib() != "none" || texts.data.is_some() || texts.eval.is_some();

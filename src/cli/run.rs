@@ -116,7 +116,7 @@ pub fn main(args: &RunArgs) -> Result<()> {
     if args.dry_run {
         let input = args.model.as_deref().expect("clap requires it");
         args.threads.apply()?;
-        let output = args.output.as_deref().map(|output| (output, args.force));
+        let output = args.output.as_deref();
         let (texts, shards) = (&args.texts, args.max_shard_size.0);
         let plan = plan::of(input, &args.recipe.read()?, texts, shards, output)?;
         return plan::show(&plan, args.json);

@@ -355,7 +355,16 @@ fn a_dry_run_prints_the_plan_and_writes_nothing() {
     assert!(!dir.path("out").exists());
     std::fs::create_dir(dir.path("full")).unwrap();
     dir.write("full/file", "of the user");
-    dir.fails(2, &[&passes[..], &["--dry-run", "-o", "full"]].concat());
+    dir.fails(2, &[&passes[..], &["--dry-run", "-o", "full"]].concat()); // not even by --force
+    dir.ok(&["--passes", "quantize", "--calib", "none", "model", "-o", "old"]);
+    let before = dir.tree("old");
+    for rest in [&["-o", "old"][..], &["-o", "old", "--force"], &["-o", "out"]] {
+        assert_eq!(dir.ok(&[&passes[..], &["--dry-run"], rest].concat()), plan);
+        assert_eq!(dir.ok(&[&["plan"], &passes[..], rest].concat()), plan);
+    }
+    assert_eq!(dir.tree("old"), before);
+    assert!(!dir.path("out").exists());
+    dir.fails(2, &[&["plan"], &passes[..], &["-o", "model"]].concat());
     dir.fails(2, &[&passes[..], &["--dry-run", "-o", "model"]].concat());
 }
 
