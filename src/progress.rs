@@ -13,6 +13,14 @@ pub trait Progress: Sync {
     /// [`crate::Error::Interrupted`], when somebody asked to stop.
     fn step(&self) -> Result<()>;
 
+    /// Nothing is done yet; may it go on?
+    ///
+    /// # Errors
+    /// As [`Progress::step`].
+    fn go_on(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// How it goes, in a few words, for who is watching now.
     fn note(&self, _words: &str) {}
 

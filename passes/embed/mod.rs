@@ -284,6 +284,7 @@ impl Pass for Embed {
                     (self.slices, words),
                     self.assignment,
                     seed,
+                    cx.progress,
                 )?;
                 Weight::Subspace(Box::new(table))
             }

@@ -7,6 +7,7 @@ use crate::Result;
 use crate::checkpoint::{Dtype, Tensor};
 use crate::model::subspace::{digit, tuples};
 use crate::model::{Codes, Subspace};
+use crate::pass::Progress;
 use crate::train::kmeans::{Settings, Sums, cluster};
 use std::collections::HashSet;
 
@@ -29,7 +30,7 @@ pub fn root(rows: usize, slices: usize) -> usize {
 /// - `tokens`: `[rows]`, how often each row is used: of rows whose tuples are the same, the most frequent keeps its own
 ///
 /// # Errors
-/// If the tensor is of no floating type.
+/// If the tensor is of no floating type, or the run was interrupted.
 pub fn fit(
     (tensor, name): (&Tensor, &str),
     (weights, tokens): (&[f32], &[f64]),
@@ -37,11 +38,12 @@ pub fn fit(
     (slices, words): (usize, usize),
     assignment: Assignment,
     seed: u64,
+    progress: &dyn Progress,
 ) -> Result<Subspace> {
     let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
     let width = cols.div_ceil(slices);
     let seed = mixed(seed ^ hash(name));
-    let table = Table { rows: Rows::all(tensor), width, slices, words };
+    let table = Table { rows: Rows::all(tensor), width, slices, words, progress };
     let codes = match assignment {
         Assignment::Dispersed => {
             let row = |row: usize| (0..slices).map(move |m| digit(row, words, m) as u16);
@@ -53,7 +55,7 @@ pub fn fit(
             for m in 0..slices {
                 let x = table.slice(m)?;
                 let settings = Settings { words, rounds: ROUNDS, seed: mixed(seed ^ m as u64) };
-                let found = cluster(&x, width, weights, &settings);
+                let found = cluster(&x, width, weights, &settings, progress)?;
                 found.codes.iter().enumerate().for_each(|(row, &c)| codes[row * slices + m] = c);
                 books.push(found.centres);
             }
@@ -90,6 +92,7 @@ struct Table<'a> {
     width: usize,
     slices: usize,
     words: usize,
+    progress: &'a dyn Progress,
 }
 
 impl Table<'_> {
@@ -227,7 +230,7 @@ impl Table<'_> {
         let of_rows: Vec<f32> =
             rows.iter().map(|&row| weights[row].max(f32::MIN_POSITIVE)).collect();
         let settings = Settings { words: words.min(rows.len()), rounds: ROUNDS, seed };
-        let found = cluster(&x, cols, &of_rows, &settings);
+        let found = cluster(&x, cols, &of_rows, &settings, self.progress)?;
         let mut groups: Vec<Vec<usize>> = vec![Vec::new(); words];
         let distance = |i: usize, k: usize| -> f32 {
             let centre = &found.centres[k * cols..(k + 1) * cols];

@@ -98,12 +98,12 @@ pub fn fit(
         let all: Vec<f32> = parts.concat();
         let repeated = chosen_weights.repeat(slices);
         let settings = Settings { words: plan.words, rounds: ROUNDS, seed };
-        books.push(cluster(&all, plan.width, &repeated, &settings).centres);
+        books.push(cluster(&all, plan.width, &repeated, &settings, progress)?.centres);
     } else {
         let one = |m: usize| {
             let seed = mixed(seed ^ m as u64);
             let settings = Settings { words: plan.words, rounds: ROUNDS, seed };
-            Ok(cluster(&parts[m], plan.width, &chosen_weights, &settings).centres)
+            Ok(cluster(&parts[m], plan.width, &chosen_weights, &settings, progress)?.centres)
         };
         sweep(slices, one, |_, centres| {
             books.push(centres);
@@ -111,7 +111,7 @@ pub fn fit(
         })?;
     }
     drop(parts);
-    let codes = turn.assign(&Rows::all(tensor), weights, &mut books)?;
+    let codes = turn.assign(&Rows::all(tensor), weights, &mut books, progress)?;
     progress.step()?;
     let table = Subspace {
         name: name.into(),
@@ -237,7 +237,13 @@ impl Turn<'_> {
     }
 
     /// The codes of all rows, `[rows, slices]`; `books` become the weighted means of the rows that use them.
-    fn assign(&self, rows: &Rows, weights: &[f32], books: &mut [Vec<f32>]) -> Result<Vec<u16>> {
+    fn assign(
+        &self,
+        rows: &Rows,
+        weights: &[f32],
+        books: &mut [Vec<f32>],
+        progress: &dyn Progress,
+    ) -> Result<Vec<u16>> {
         let (slices, width) = (self.plan.slices(self.cols), self.plan.width);
         let nearest: Vec<Nearest> = books.iter().map(|book| Nearest::new(book, width)).collect();
         let empty = || vec![Sums::new(self.plan.words, width); books.len()];
@@ -263,7 +269,7 @@ impl Turn<'_> {
         sweep(rows.count().div_ceil(BLOCK), block, |_, (part, sums)| {
             codes.extend(part);
             total.iter_mut().zip(&sums).for_each(|(total, sums)| total.merge(sums));
-            Ok(())
+            progress.go_on()
         })?;
         books.iter_mut().zip(&total).for_each(|(book, sums)| sums.means(book));
         Ok(codes)

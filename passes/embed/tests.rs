@@ -295,7 +295,7 @@ fn bytes_are_those_of_the_formula() {
     // Notes, §1.6: parameters are the codewords, and 99.895 % fewer of BERT's.
     let tensor = table(1000, 6, &gaussian(6000, 87));
     let options = (&vec![1.0; 1000][..], &vec![1.0; 1000][..]);
-    let found = paper::fit((&tensor, "w"), options, &[], (3, 10), Assignment::Dispersed, 0);
+    let found = paper::fit((&tensor, "w"), options, &[], (3, 10), Assignment::Dispersed, 0, &Quiet);
     assert_eq!(found.expect("floats").stored_params(), 10 * 6);
 }
 
@@ -347,7 +347,8 @@ fn dispersed_codewords_leave_of_noise_what_the_notes_say() {
     let ones = vec![1.0; 10_000];
     let tokens = vec![1.0; 10_000];
     let options = (&ones[..], &tokens[..]);
-    let found = paper::fit((&tensor, "w"), options, &[], (2, 100), Assignment::Dispersed, 0);
+    let found =
+        paper::fit((&tensor, "w"), options, &[], (2, 100), Assignment::Dispersed, 0, &Quiet);
     let found = Weight::Subspace(Box::new(found.expect("floats")));
     let left = relative(&tensor, &found);
     assert!((left - 0.990).abs() < 0.004, "{left}");
@@ -364,7 +365,8 @@ fn every_row_keeps_a_tuple_of_its_own() {
     for assignment in [Assignment::Independent, Assignment::Hierarchical, Assignment::Dispersed] {
         let words = paper::root(rows, slices);
         let shape = (slices, words);
-        let found = paper::fit((&tensor, "w"), (&weights, &tokens), &[], shape, assignment, 0);
+        let found =
+            paper::fit((&tensor, "w"), (&weights, &tokens), &[], shape, assignment, 0, &Quiet);
         let found = found.expect("floats");
         let tuple = |row| (0..slices).map(|m| found.code(row, m)).collect::<Vec<_>>();
         let mut tuples: Vec<_> = (0..rows).map(tuple).collect();

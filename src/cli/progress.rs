@@ -78,6 +78,10 @@ impl Progress for Bar {
 
     fn step(&self) -> Result<()> {
         self.bar().inc(1);
+        self.go_on()
+    }
+
+    fn go_on(&self) -> Result<()> {
         if interrupted() { Err(Error::Interrupted) } else { Ok(()) }
     }
 }

@@ -1,5 +1,7 @@
 //! Weighted k-means (subspace notes, §6): plain Lloyd, the same on any number of threads.
 
+use crate::Result;
+use crate::progress::Progress;
 use crate::runtime::kernels::dispatch;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -164,9 +166,18 @@ impl Sums {
 
 /// `x` is `[rows, width]`, `weights` `[rows]`. Rows of weight 0 get a code and move nothing.
 ///
+/// # Errors
+/// As [`Progress::go_on`], which is asked before each round.
+///
 /// # Panics
 /// If there is no row, or no room for a code: bugs in the caller.
-pub fn cluster(x: &[f32], width: usize, weights: &[f32], settings: &Settings) -> Clusters {
+pub fn cluster(
+    x: &[f32],
+    width: usize,
+    weights: &[f32],
+    settings: &Settings,
+    progress: &dyn Progress,
+) -> Result<Clusters> {
     let rows = weights.len();
     assert!(rows > 0 && x.len() == rows * width, "{rows} rows of {width}");
     assert!((1..=1 << 16).contains(&settings.words), "{} words", settings.words);
@@ -175,6 +186,7 @@ pub fn cluster(x: &[f32], width: usize, weights: &[f32], settings: &Settings) ->
     let mut costs = vec![0.0f32; rows];
     let mut objective = vec![assign(x, width, weights, &centres, &mut codes, &mut costs)];
     for _ in 0..settings.rounds {
+        progress.go_on()?;
         let mut sums = sums_of(x, width, weights, &codes, settings.words);
         reseed(x, width, weights, &mut codes, &mut costs, &mut sums, &mut centres);
         sums.means(&mut centres);
@@ -185,7 +197,7 @@ pub fn cluster(x: &[f32], width: usize, weights: &[f32], settings: &Settings) ->
             break;
         }
     }
-    Clusters { centres, codes, objective }
+    Ok(Clusters { centres, codes, objective })
 }
 
 /// Nearest centres and weighted squared distances; returns their sum.
@@ -369,7 +381,29 @@ fn uniform(rng: &mut ChaCha8Rng) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Error;
     use crate::model::testing::gaussian;
+    use crate::progress::Quiet;
+
+    fn clustered(x: &[f32], width: usize, weights: &[f32], settings: &Settings) -> Clusters {
+        cluster(x, width, weights, settings, &Quiet).expect("nobody stops it")
+    }
+
+    #[test]
+    fn it_stops_between_rounds() {
+        struct Stop;
+        impl Progress for Stop {
+            fn start(&self, _: &str, _: usize) {}
+            fn step(&self) -> Result<()> {
+                Ok(())
+            }
+            fn go_on(&self) -> Result<()> {
+                Err(Error::Interrupted)
+            }
+        }
+        let stopped = cluster(&[0.0, 1.0, 10.0], 1, &[1.0; 3], &settings(2), &Stop);
+        assert!(matches!(stopped, Err(Error::Interrupted)));
+    }
 
     fn settings(words: usize) -> Settings {
         Settings { words, rounds: 25, seed: 1 }
@@ -377,7 +411,7 @@ mod tests {
 
     fn relative(x: &[f32], width: usize, words: usize) -> (f64, Clusters) {
         let weights = vec![1.0; x.len() / width];
-        let found = cluster(x, width, &weights, &Settings { rounds: 100, ..settings(words) });
+        let found = clustered(x, width, &weights, &Settings { rounds: 100, ..settings(words) });
         let power: f64 = x.iter().map(|x| (*x as f64).powi(2)).sum();
         (found.objective[found.objective.len() - 1] / power, found)
     }
@@ -385,13 +419,13 @@ mod tests {
     /// Subspace notes, §8, test 3.
     #[test]
     fn weights_pull_the_centres() {
-        let found = cluster(&[0.0, 1.0, 10.0], 1, &[1.0, 3.0, 1.0], &settings(2));
+        let found = clustered(&[0.0, 1.0, 10.0], 1, &[1.0, 3.0, 1.0], &settings(2));
         let mut centres = found.centres.clone();
         centres.sort_by(f32::total_cmp);
         assert_eq!(centres, [0.75, 10.0]);
         assert!((found.objective[found.objective.len() - 1] - 0.75).abs() < 1e-6);
         for words in [3, 4, 40] {
-            let found = cluster(&[0.0, 1.0, 10.0, 1.0], 1, &[1.0; 4], &settings(words));
+            let found = clustered(&[0.0, 1.0, 10.0, 1.0], 1, &[1.0; 4], &settings(words));
             assert_eq!(found.objective[found.objective.len() - 1], 0.0, "{words} words");
             assert!(found.centres.iter().all(|c| c.is_finite()));
         }
@@ -436,7 +470,7 @@ mod tests {
         let weights: Vec<f32> = (0..9_000).map(|i| (i % 7) as f32).collect();
         let run = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            pool.expect("threads").install(|| cluster(&x, width, &weights, &settings(200)))
+            pool.expect("threads").install(|| clustered(&x, width, &weights, &settings(200)))
         };
         let (one, three) = (run(1), run(3));
         assert_eq!(one.centres, three.centres);
@@ -473,7 +507,7 @@ mod tests {
         let mut x = gaussian(500 * 2, 7);
         x.extend(std::iter::repeat_n(0.25, 2 * 3_000));
         let weights = vec![1.0; 3_500];
-        let found = cluster(&x, 2, &weights, &settings(64));
+        let found = clustered(&x, 2, &weights, &settings(64));
         let mut centres: Vec<_> =
             found.centres.chunks(2).map(|c| [c[0].to_bits(), c[1].to_bits()]).collect();
         centres.sort_unstable();
