@@ -22,9 +22,9 @@ pub fn report(report: &Report) -> String {
     let mut out = format!("# {}, {}\n\n", report.base_model, done(report));
     out += &sizes(report);
     out += "\nBytes are those of the weight file; parameters are logical, those of the matrices that are \
-            stood for; bits count all that is stored for the matrices of the encoder's layers. A packed matrix \
-            is expanded to f32 when the model is loaded, so its FLOPs are those of a dense one. Latency is in \
-            measured.json. ";
+            stood for; bits count all that is stored for the matrices of the encoder's layers. FLOPs of a \
+            packed matrix are counted as those of a dense one, whatever they take as its kernel does them. \
+            Latency is in measured.json. ";
     out += loading(report);
     out += "\n## Quality\n\n";
     out += &quality(report);
@@ -151,8 +151,8 @@ fn loading(report: &Report) -> &'static str {
                 without the gain, and answer as it would without dropping any. `compress` drops them \
                 (`compress eval`, `compress forward`).\n";
     }
-    "Layers have shapes or packed weights that stock Transformers classes do not load; `compress` reads it \
-     (`compress eval`, `compress forward`).\n"
+    "Its layers have shapes or packed weights that stock Transformers classes do not load; `compress` reads \
+     this model (`compress eval`, `compress forward`).\n"
 }
 
 fn sizes(report: &Report) -> String {
