@@ -79,7 +79,8 @@ pub struct SearchArgs {
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
 
-    /// Take from the log what an earlier search with the same arguments has made; targets and trials may be others
+    /// Take from the log what an earlier search with the same arguments has made; targets and trials may be others.
+    /// Where `speedup` is asked for that was not before, what was not timed is made again
     #[arg(long)]
     resume: bool,
 

@@ -1,6 +1,6 @@
 //! A search on disk: one JSON object a line, the first says what was searched, each other is a variant at a rung.
 
-use super::{Entry, Rung, Targets};
+use super::{Entry, Found, Rung, SpeedBy, Targets};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -42,13 +42,11 @@ impl Header {
         let show = |header: &Header| {
             let rungs: Vec<String> =
                 header.rungs.iter().map(|r| format!("{}/{}", r.texts, r.judged)).collect();
-            let timed = if header.timed { "every rung timed" } else { "the last rung timed" };
             let mut rows = vec![
                 ("schema".to_string(), header.search.to_string()),
                 ("version".into(), header.version.clone()),
                 ("arguments".into(), header.arguments.clone()),
                 ("rungs".into(), rungs.join(", ")),
-                ("timing".into(), timed.into()),
                 ("space".into(), header.space.clone()),
             ];
             rows.extend(header.inputs.iter().map(|(k, v)| (k.clone(), v.clone())));
@@ -97,7 +95,7 @@ impl Log {
     }
 
     /// Goes on with the log at `path`, and returns what it says; one that is not there is started. A last line that was
-    /// cut off is removed.
+    /// cut off is removed. Where `header` has every rung timed, variants that were not are left out: they are made again.
     ///
     /// # Errors
     /// Those of [`Log::create`] and [`read()`]; [`Error::Mismatch`] if its variants depend on something that `header` has
@@ -110,8 +108,11 @@ impl Log {
             log.append(header)?;
             return Ok((log, Vec::new()));
         }
-        let (last, entries) = parse(path, &text)?;
+        let (last, mut entries) = parse(path, &text)?;
         header.check(&last, path)?;
+        // All but times is the same however often is timed, and who asks for no speed does not look at one.
+        let timed = |found: &Found| found.speed_by == SpeedBy::Measured;
+        entries.retain(|e| !header.timed || e.found.as_ref().is_none_or(timed));
         log.cut(text.len() as u64)?;
         if last != *header {
             log.append(header)?;
@@ -285,6 +286,24 @@ mod tests {
         let other = Header { targets, trials: 9, ..header() };
         drop(Log::resume(&path, &other).expect("it goes on"));
         assert_eq!(read(&path).expect("a log").0, other);
+    }
+
+    #[test]
+    fn a_speed_that_is_asked_for_later_leaves_what_was_timed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log.jsonl");
+        let mut log = Log::create(&path, &header()).expect("a log");
+        let by = |passes: &str, speed_by| {
+            let found = entry(passes).found.map(|found| Found { speed_by, ..found });
+            Entry { found, ..entry(passes) }
+        };
+        let refused = Entry { found: None, refused: Some("no".into()), miss: None, ..entry("c") };
+        let all = [by("a", SpeedBy::Flops), by("b", SpeedBy::Measured), refused];
+        all.iter().for_each(|e| log.append(e).expect("written"));
+        drop(log);
+        let timed = Header { timed: true, ..header() };
+        assert_eq!(Log::resume(&path, &timed).expect("it goes on").1, all[1..]);
+        assert_eq!(Log::resume(&path, &header()).expect("it goes on").1, all);
     }
 
     #[test]

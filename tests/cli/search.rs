@@ -102,6 +102,14 @@ fn a_search_that_was_cut_off_goes_on_to_the_same_choice() {
     let other = ["--trials", "6", "--log", "cut.jsonl", "--resume"];
     let other = dir.json(&search("other", "size=26kB", &other));
     assert!(other["known"].as_u64().is_some_and(|n| n > 0), "{other:#}");
+    // With a speed asked for what was not timed is made again, and without one all of it is known.
+    let fast = ["--trials", "6", "--log", "cut.jsonl", "--resume"];
+    let fast = dir.json(&search("fast", "size=26kB,speedup=0.001", &fast));
+    let (known, all) = (fast["known"].as_u64(), fast["evaluations"].as_u64());
+    assert!(known > Some(0) && known < all, "{fast:#}");
+    let slow = ["--trials", "6", "--log", "cut.jsonl", "--resume"];
+    let slow = dir.json(&search("slow", "size=26kB", &slow));
+    assert_eq!(slow["known"], slow["evaluations"], "{slow:#}");
     let seed = ["--log", "cut.jsonl", "--resume", "--seed", "1"];
     let message = dir.fails(4, &search("seed", "size=26kB", &seed));
     assert!(message.contains("cut.jsonl: its arguments: "), "{message}");
