@@ -11,7 +11,7 @@ use compress::model::{Bounds, Model};
 use compress::pipeline::plan::{Foreseen, PassPlan, Plan, TargetPlan, Touched};
 use compress::pipeline::{root, side_files};
 use compress::recipe::Recipe;
-use compress::report::{Expected, bytes, count, giga, plain_table, span};
+use compress::report::{Expected, SMALLER, bytes, count, giga, plain_table, span, times};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Args)]
@@ -127,10 +127,12 @@ fn done(pass: &PassPlan) -> String {
 /// The files, and what it takes to make them.
 fn summary(plan: &Plan) -> String {
     let factor = |bytes: u64| plan.file_bytes_before as f64 / bytes.max(1) as f64;
+    let smaller = |bytes| times(plan.file_bytes_before as f64, bytes as f64, SMALLER);
     let Bounds { low, high } = plan.file_bytes;
     let smaller = match low == high {
-        true => format!("{:.2}x smaller", factor(low)),
-        false => format!("{:.2}x to {:.2}x smaller", factor(high), factor(low)),
+        true => smaller(low),
+        false if factor(high) >= 1.0 => format!("{:.2}x to {}", factor(high), smaller(low)),
+        false => format!("{} to {}", smaller(high), smaller(low)),
     };
     let mut out = format!(
         "\nweight file: {} bytes ({}) of {}, {smaller}\n",

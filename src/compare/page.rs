@@ -6,7 +6,7 @@ use super::tables::chance;
 use super::{Comparison, Variant};
 use crate::eval::load::Timing;
 use crate::eval::paired::Difference;
-use crate::report::{bytes, count};
+use crate::report::{FASTER, FEWER, SMALLER, bytes, count, times};
 use std::fmt::Write;
 
 const STYLE: &str = include_str!("page.css");
@@ -86,23 +86,23 @@ fn summary(variants: &[Variant]) -> String {
         if close.is_some() {
             cells.push(v.closeness.first().map_or(String::new(), |m| format!("{:.4}", m.value)));
         }
-        let beside = |then: f64, now: f64, word: &str| match then == now {
+        let beside = |then: f64, now: f64, words| match then == now {
             true => String::new(),
-            false => small(&format!("{} {word}", factor(then / now.max(1e-300)))),
+            false => small(&times(then, now, words)),
         };
-        let smaller = beside(first.file_bytes as f64, v.file_bytes as f64, "smaller");
+        let smaller = beside(first.file_bytes as f64, v.file_bytes as f64, SMALLER);
         cells.push(bytes(v.file_bytes) + &smaller);
         for t in &v.timings {
             let spread = small(&format!("{:.2} to {:.2}", t.batch_ms.low, t.batch_ms.high));
             let faster = match i {
                 0 => String::new(),
-                _ => small(&format!("{} as fast", factor(t.speedup.median))),
+                _ => small(&times(t.speedup.median, 1.0, FASTER)),
             };
             cells.push(format!("{:.2}{spread}{faster}", t.batch_ms.median));
         }
         cells.push(format!("{:.2}", v.bits_per_weight));
-        cells.push(count(v.params as u64) + &beside(first.params as f64, v.params as f64, "fewer"));
-        let fewer = beside(first.flops.total as f64, v.flops.total as f64, "fewer");
+        cells.push(count(v.params as u64) + &beside(first.params as f64, v.params as f64, FEWER));
+        let fewer = beside(first.flops.total as f64, v.flops.total as f64, FEWER);
         cells.push(format!("{:.3}{fewer}", v.flops.total as f64 / 1e9));
         let made = if v.baseline { small("made here, for comparison") } else { String::new() };
         let cells: String = cells.iter().map(|cell| format!("<td>{cell}</td>")).collect();
@@ -132,10 +132,6 @@ fn difference(d: &Difference) -> String {
 
 fn small(text: &str) -> String {
     format!("<small>{text}</small>")
-}
-
-fn factor(x: f64) -> String {
-    format!("{}x", short(x))
 }
 
 fn load(timing: &Timing) -> String {

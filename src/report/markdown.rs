@@ -1,6 +1,6 @@
 //! report.md and the model card.
 
-use super::tables::{bytes, count, giga, metric_value};
+use super::tables::{FEWER, SMALLER, bytes, count, giga, metric_value, times};
 use super::{Change, Emitted, Form, PassNote, Report, Training, span};
 
 /// One line a changed matrix: shape and form before and after, and the error made.
@@ -158,24 +158,22 @@ fn loading(report: &Report) -> &'static str {
 fn sizes(report: &Report) -> String {
     let (b, a) = (&report.before, &report.after);
     let mut out = String::from("| | before | after | factor |\n|---|---|---|---|\n");
-    let mut row = |name: &str, before: String, after: String, factor: f64| {
-        out += &format!("| {name} | {before} | {after} | {factor:.2} |\n");
+    let mut row = |name: &str, before: String, after: String, factor: String| {
+        out += &format!("| {name} | {before} | {after} | {factor} |\n");
     };
-    row(
-        "weight file",
-        bytes(b.file_bytes),
-        bytes(a.file_bytes),
-        b.file_bytes as f64 / a.file_bytes as f64,
-    );
-    let (before, after) = (b.cost.total.params, a.cost.total.params);
-    row("parameters", count(before as u64), count(after as u64), before as f64 / after as f64);
+    let smaller = times(b.file_bytes as f64, a.file_bytes as f64, SMALLER);
+    row("weight file", bytes(b.file_bytes), bytes(a.file_bytes), smaller);
+    let (before, after) = (b.cost.total.params as u64, a.cost.total.params as u64);
+    row("parameters", count(before), count(after), times(before as f64, after as f64, FEWER));
     let bits = |s: &super::Summary| format!("{:.2}", s.bits_per_weight);
-    row("bits per encoder weight", bits(b), bits(a), b.bits_per_weight / a.bits_per_weight);
+    let fewer = times(b.bits_per_weight, a.bits_per_weight, FEWER);
+    row("bits per encoder weight", bits(b), bits(a), fewer);
     let flops = |s: &super::Summary| giga(s.compute.flops);
     let name = format!("FLOPs, {} x {} tokens", a.compute.batch, a.compute.tokens);
-    row(&name, flops(b), flops(a), b.compute.flops as f64 / a.compute.flops as f64);
+    let fewer = times(b.compute.flops as f64, a.compute.flops as f64, FEWER);
+    row(&name, flops(b), flops(a), fewer);
     if let Some((name, [before, after])) = report.flops_on_data() {
-        row(&name, giga(before), giga(after), before as f64 / after as f64);
+        row(&name, giga(before), giga(after), times(before as f64, after as f64, FEWER));
     }
     out
 }

@@ -14,7 +14,9 @@ pub use markdown::{
 };
 pub use plan::{Expected, Met, PassMet, PlanNote, PlannedTarget, span};
 pub use size::parse_bytes;
-pub use tables::{before_after, bytes, count, giga, metric_value, plain_table};
+pub use tables::{
+    FASTER, FEWER, SMALLER, before_after, bytes, count, giga, metric_value, plain_table, times,
+};
 pub use training::Training;
 
 use crate::checkpoint::WrittenFile;

@@ -26,6 +26,26 @@ pub fn count(n: u64) -> String {
     out
 }
 
+/// `1.25x fewer`, or `1.25x more` where `after` is above `before`.
+///
+/// - `words`: what less of it is, and what more
+pub fn times(before: f64, after: f64, words: [&str; 2]) -> String {
+    let factor = before / after;
+    match factor {
+        _ if !(factor > 0.0 && factor.is_finite()) => "-".into(),
+        // What is the same but for its last digits is not called more.
+        0.995.. => format!("{factor:.2}x {}", words[0]),
+        _ => format!("{:.2}x {}", 1.0 / factor, words[1]),
+    }
+}
+
+/// Of bytes, for [`times`].
+pub const SMALLER: [&str; 2] = ["smaller", "larger"];
+/// Of what is counted, for [`times`].
+pub const FEWER: [&str; 2] = ["fewer", "more"];
+/// Of times, for [`times`].
+pub const FASTER: [&str; 2] = ["faster", "slower"];
+
 /// `1.250 G`, of FLOPs.
 pub fn giga(n: u64) -> String {
     format!("{:.3} G", n as f64 / 1e9)
@@ -58,39 +78,34 @@ pub fn plain_table(header: &[&str], rows: &[Vec<String>]) -> String {
 /// Size, compute and quality before and after, as printed at the end of a run.
 pub fn before_after(report: &Report, measured: &Measured) -> String {
     let (b, a) = (&report.before, &report.after);
-    let factor = |before: f64, after: f64| match after > 0.0 {
-        true => format!("{:.2}x", before / after),
-        false => "-".into(),
-    };
     let mut rows = Vec::new();
     let mut row = |name: &str, before: String, after: String, change: String| {
         rows.push(vec![name.to_string(), before, after, change]);
     };
-    let smaller = factor(b.file_bytes as f64, a.file_bytes as f64);
-    row("weight file", bytes(b.file_bytes), bytes(a.file_bytes), smaller + " smaller");
+    let smaller = times(b.file_bytes as f64, a.file_bytes as f64, SMALLER);
+    row("weight file", bytes(b.file_bytes), bytes(a.file_bytes), smaller);
     let part = |p: &crate::model::cost::Cost| (p.attention.bytes + p.ffn.bytes) as u64;
-    let smaller = factor(part(&b.cost) as f64, part(&a.cost) as f64);
-    row("  encoder layers", bytes(part(&b.cost)), bytes(part(&a.cost)), smaller + " smaller");
+    let smaller = times(part(&b.cost) as f64, part(&a.cost) as f64, SMALLER);
+    row("  encoder layers", bytes(part(&b.cost)), bytes(part(&a.cost)), smaller);
     let (before, after) = (b.cost.embeddings.bytes as u64, a.cost.embeddings.bytes as u64);
-    let smaller = factor(before as f64, after as f64);
-    row("  embeddings", bytes(before), bytes(after), smaller + " smaller");
+    row("  embeddings", bytes(before), bytes(after), times(before as f64, after as f64, SMALLER));
     let (before, after) = (b.cost.total.params as u64, a.cost.total.params as u64);
-    row("parameters", count(before), count(after), factor(before as f64, after as f64) + " fewer");
+    row("parameters", count(before), count(after), times(before as f64, after as f64, FEWER));
     let bits = |s: &super::Summary| format!("{:.2}", s.bits_per_weight);
     row("bits per encoder weight", bits(b), bits(a), String::new());
     let flops = |s: &super::Summary| giga(s.compute.flops);
     let name = format!("FLOPs, 1 x {} tokens", a.compute.tokens);
-    let fewer = factor(b.compute.flops as f64, a.compute.flops as f64);
-    row(&name, flops(b), flops(a), fewer + " fewer");
+    let fewer = times(b.compute.flops as f64, a.compute.flops as f64, FEWER);
+    row(&name, flops(b), flops(a), fewer);
     if let Some((name, [before, after])) = report.flops_on_data() {
-        let fewer = factor(before as f64, after as f64);
-        row(&name, giga(before), giga(after), fewer + " fewer");
+        let fewer = times(before as f64, after as f64, FEWER);
+        row(&name, giga(before), giga(after), fewer);
     }
     if let Some([before, after]) = &measured.latency {
         let name = format!("latency, 1 x {} tokens, 1 thread", after.tokens);
         let ms = |l: &crate::eval::latency::Latency| format!("{:.2} ms", l.median_ms);
-        let faster = factor(before.median_ms, after.median_ms);
-        row(&name, ms(before), ms(after), faster + " faster");
+        let faster = times(before.median_ms, after.median_ms, FASTER);
+        row(&name, ms(before), ms(after), faster);
     }
     if let Some(quality) = &report.quality {
         for (before, after) in quality.before.iter().zip(&quality.after) {
@@ -109,6 +124,14 @@ pub fn before_after(report: &Report, measured: &Measured) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_grew_is_not_called_smaller() {
+        assert_eq!(times(3.0, 2.0, SMALLER), "1.50x smaller");
+        assert_eq!(times(0.39, 0.45, FASTER), "1.15x slower");
+        assert_eq!(times(100.0, 106.0, FEWER), "1.06x more");
+        assert_eq!([times(1000.0, 1001.0, FEWER), times(1.0, 0.0, FEWER)], ["1.00x fewer", "-"]);
+    }
 
     #[test]
     fn numbers_are_written_for_people() {
