@@ -25,6 +25,7 @@ use crate::recipe::Recipe;
 use crate::report::{
     self, CalibrationNote, FileNote, InputNote, Measured, Quality, Report, SCHEMA, Summary,
 };
+use crate::runtime::kernels::Level;
 use crate::runtime::{Batch, Encoder, NoObserver};
 use crate::train::state::StateFile;
 use crate::{Error, Result};
@@ -380,7 +381,7 @@ fn to_json(value: &impl serde::Serialize) -> Value {
     serde_json::to_value(value).expect("reports are plain data")
 }
 
-/// What of this CPU the kernels may use.
+/// What of this CPU the kernels may use, and last what `COMPRESS_SIMD` leaves of it, where that is set.
 pub fn cpu_features() -> Vec<&'static str> {
     let mut found = Vec::new();
     #[cfg(target_arch = "x86_64")]
@@ -397,6 +398,22 @@ pub fn cpu_features() -> Vec<&'static str> {
     }
     #[cfg(target_arch = "aarch64")]
     found.push("neon");
+    let has = |level| Level::available().any(|found| found == level);
+    for (name, level) in [("amx", Level::Amx), ("dotprod", Level::NeonDot)] {
+        if has(level) {
+            found.push(name);
+        }
+    }
+    if std::env::var_os("COMPRESS_SIMD").is_some() {
+        found.push(match Level::best() {
+            Level::Scalar => "COMPRESS_SIMD=scalar",
+            Level::Avx2 => "COMPRESS_SIMD=avx2",
+            Level::Avx512 => "COMPRESS_SIMD=avx512",
+            Level::Amx => "COMPRESS_SIMD=amx",
+            Level::Neon => "COMPRESS_SIMD=neon",
+            Level::NeonDot => "COMPRESS_SIMD=neon-dot",
+        });
+    }
     found
 }
 

@@ -344,6 +344,10 @@ fn the_instruction_set_can_be_limited_and_changes_no_answer() {
     assert!(!best.is_empty() && scalar.len() == best.len());
     let near = scalar.iter().zip(&best).all(|(s, b)| (s - b).abs() <= 1e-5 * (1.0 + b.abs()));
     assert!(near, "{scalar:?} {best:?}");
+    let mut bench = dir.command(&["bench", "model", "--length", "4", "--runs", "1", "-q"]);
+    bench.env("COMPRESS_SIMD", "scalar");
+    let bench = dir.finish(bench).stdout;
+    assert!(bench.contains(" COMPRESS_SIMD=scalar; medians"), "{bench}");
     let unknown = with("mmx");
     assert_eq!(unknown.code, Some(2));
     let expected =
