@@ -15,6 +15,7 @@ use compress::eval::load::Load;
 use compress::eval::tasks::{Prepared, judgeable};
 use compress::model::{Model, Task};
 use compress::pipeline::{root, weight_bytes};
+use compress::report::counted;
 use compress::search::{self, Entry, Found, SpeedBy};
 use compress::{Error, Result};
 use serde_json::json;
@@ -127,7 +128,11 @@ impl TimingArgs {
     pub fn described(&self, data: Option<&DataNote>) -> String {
         match data {
             Some(data) => {
-                format!("{} texts of {}", self.texts.min(data.examples), data.name)
+                format!(
+                    "{} of {}",
+                    counted(self.texts.min(data.examples) as u64, "text"),
+                    data.name
+                )
             }
             None => format!("texts of {TOKENS} tokens"),
         }
@@ -173,14 +178,19 @@ pub fn main(args: &CompareArgs) -> Result<()> {
         print(&format!("\n{}", compare::searched_table(searched)))?;
     }
     let judged = match &comparison.data {
-        Some(data) => format!("judged by {} ({} examples), ", data.name, data.examples),
+        Some(data) => {
+            format!("judged by {} ({}), ", data.name, counted(data.examples as u64, "example"))
+        }
         None => String::new(),
     };
     print(&format!(
-        "\n{judged}timed on {}, {} threads, medians of {} runs in turn\n",
+        "\n{judged}timed on {}, {}, {} in turn\n",
         comparison.timed_on,
-        comparison.threads,
-        args.timing.runs(),
+        counted(comparison.threads as u64, "thread"),
+        match args.timing.runs() {
+            1 => "one run".to_string(),
+            n => format!("medians of {n} runs"),
+        },
     ))?;
     match &args.html {
         Some(path) => print(&format!("wrote {}\n", path.display())),

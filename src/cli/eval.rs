@@ -8,7 +8,7 @@ use compress::data::tables::read_examples;
 use compress::data::tokenizer::Tokenizer;
 use compress::eval::tasks::{Metric, Prepared, Recut, answer, fidelity, judgeable, metrics};
 use compress::model::{Model, Task};
-use compress::report::{count, metric_value, plain_table};
+use compress::report::{count, counted, metric_value, plain_table};
 use compress::runtime::Encoder;
 use compress::{Error, Result};
 use serde_json::json;
@@ -108,11 +108,11 @@ pub fn main(args: &EvalArgs) -> Result<()> {
     let used: Vec<String> =
         named.iter().filter_map(|(role, c)| c.as_ref().map(|c| format!("{role} `{c}`"))).collect();
     print(&format!(
-        "\n{} examples ({}), {} tokens at most {tokens} a text, in {seconds:.2} s: {rate:.0} tokens/s on {} threads\n",
-        count(prepared.examples as u64),
+        "\n{} ({}), {} at most {tokens} a text, in {seconds:.2} s: {rate:.0} tokens/s on {}\n",
+        counted(prepared.examples as u64, "example"),
         if used.is_empty() { "one a line".into() } else { used.join(", ") },
-        count(prepared.tokens as u64),
-        rayon::current_num_threads(),
+        counted(prepared.tokens as u64, "token"),
+        counted(rayon::current_num_threads() as u64, "thread"),
     ))
 }
 

@@ -17,7 +17,7 @@ use compress::pass::Progress;
 use compress::pipeline::plan::{Foreseen, planned_bytes};
 use compress::pipeline::{self, Options, Outcome, Texts, root, side_files, weight_bytes};
 use compress::recipe::fits;
-use compress::report::{self, InputNote, Report, bytes, count, plain_table};
+use compress::report::{self, InputNote, Report, bytes, count, counted, plain_table, signed};
 use compress::search::{
     Bench, Entry, Found, Given, Header, Held, Log, Rung, SCHEMA, Searched, Settings, Space,
     SpeedBy, Targets, default_space, search,
@@ -342,7 +342,7 @@ fn held_out(
         let n = table.examples.len();
         if n >= FEWEST_JUDGED {
             let max_tokens = max_tokens(model, tokenizer, &args.model, given.max_length)?;
-            let name = format!("{} held-out texts of {}", count(n as u64), calibration.source);
+            let name = format!("{} of {}", counted(n as u64, "held-out text"), calibration.source);
             return Ok((Held::File { table, path, max_tokens }, name));
         }
     }
@@ -351,11 +351,14 @@ fn held_out(
         let found = format!("{} holds out no text", describe(calibration));
         return Err(usage(found, "give a --calib with at least eight"));
     }
-    Ok((Held::Calibration, format!("{} held-out texts of {}", count(n as u64), calibration.source)))
+    Ok((
+        Held::Calibration,
+        format!("{} of {}", counted(n as u64, "held-out text"), calibration.source),
+    ))
 }
 
 fn describe(calibration: &Calibration) -> String {
-    format!("{} ({} texts)", calibration.source, calibration.texts)
+    format!("{} ({})", calibration.source, counted(calibration.texts as u64, "text"))
 }
 
 /// Hashes by the names of their files; those of the same name are numbered.
@@ -384,11 +387,11 @@ fn line(entry: &Entry, rungs: usize) -> String {
             };
             let meets = if entry.feasible { ", meets the targets" } else { "" };
             format!(
-                "{rung}: {}, {:.2} times as fast{by}, {} {:+.4}{meets}: {}",
+                "{rung}: {}, {:.2} times as fast{by}, change of {} {}{meets}: {}",
                 bytes(found.bytes),
                 found.speed,
                 found.drop_of,
-                -found.drop,
+                signed(-found.drop),
                 shown(&entry.passes)
             )
         }
@@ -426,20 +429,15 @@ impl Told<'_> {
                 count(found.bytes),
                 format!("{:.2}", self.header.bytes as f64 / found.bytes.max(1) as f64),
                 format!("{:.2}", found.speed),
-                format!("{:+.4}", -found.drop),
+                signed(-found.drop),
                 format!("{:.4}", found.divergence),
             ]
         };
         let rows: Vec<Vec<String>> = self.front().map(row).collect();
         let of = |name: fn(&Found) -> &str| self.front().next().map_or("", |(.., f)| name(f));
-        let names = [
-            "",
-            "bytes",
-            "times smaller",
-            "times as fast",
-            of(|f| &f.drop_of),
-            of(|f| &f.divergence_of),
-        ];
+        let change = format!("change of {}", of(|f| &f.drop_of));
+        let names =
+            ["", "bytes", "times smaller", "times as fast", &change, of(|f| &f.divergence_of)];
         let refused = match s.refused {
             0 => String::new(),
             n => format!(", {n} refused"),
@@ -449,10 +447,10 @@ impl Told<'_> {
             n => format!(", {n} of these in an earlier run"),
         };
         format!(
-            "{}\n{} recipes tried{refused}, {} variants made{known}; judged by {}; log: {}\n{}\n",
+            "{}\n{} tried{refused}, {} made{known}; judged by {}; log: {}\n{}\n",
             plain_table(&names, &rows),
-            s.trials.len(),
-            s.evaluations,
+            counted(s.trials.len() as u64, "recipe"),
+            counted(s.evaluations as u64, "variant"),
             self.header.judged_by,
             self.path.display(),
             match s.winner {

@@ -6,7 +6,7 @@ use super::tables::chance;
 use super::{Comparison, Variant};
 use crate::eval::load::Timing;
 use crate::eval::paired::Difference;
-use crate::report::{FASTER, FEWER, SMALLER, bytes, count, times};
+use crate::report::{FASTER, FEWER, SMALLER, bytes, count, counted, signed, times};
 use std::fmt::Write;
 
 const STYLE: &str = include_str!("page.css");
@@ -15,21 +15,23 @@ const STYLE: &str = include_str!("page.css");
 pub fn page(comparison: &Comparison) -> String {
     let variants = &comparison.variants;
     let title = match variants.first() {
-        Some(first) => format!("{} and {} variants", first.name, variants.len() - 1),
+        Some(first) => {
+            format!("{} and {}", first.name, counted(variants.len() as u64 - 1, "variant"))
+        }
         None => "no variants".into(),
     };
     let judged = match &comparison.data {
         Some(data) => {
-            format!("Judged by {} ({} examples). ", data.name, count(data.examples as u64))
+            format!("Judged by {} ({}). ", data.name, counted(data.examples as u64, "example"))
         }
         None => String::new(),
     };
     let mut body = format!(
-        "<h1>{}</h1>\n<p>{}Timed on {}, {} threads, {}; medians of runs in turn, the quarters around them in small print. compress {}.</p>\n",
+        "<h1>{}</h1>\n<p>{}Timed on {}, {}, {}; medians of runs in turn, the quarters around them in small print. compress {}.</p>\n",
         escape(&title),
         escape(&judged),
         escape(&comparison.timed_on),
-        comparison.threads,
+        counted(comparison.threads as u64, "thread"),
         escape(&comparison.cpu_features.join(" ")),
         comparison.version,
     );
@@ -127,7 +129,7 @@ fn difference(d: &Difference) -> String {
     };
     let interval = small(&format!("{:+.4} to {:+.4}", d.interval[0], d.interval[1]));
     let p = d.p.map_or(String::new(), |p| small(&chance(p)));
-    format!("<span class=\"{class}\">{:+.4}</span>{interval}{p}", d.value)
+    format!("<span class=\"{class}\">{}</span>{interval}{p}", signed(d.value))
 }
 
 fn small(text: &str) -> String {

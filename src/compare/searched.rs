@@ -1,7 +1,7 @@
 //! What a search tried, beside the variants: figures for the page, a table for the terminal.
 
 use super::plot::{Point, Scatter, escape};
-use crate::report::{bytes, count, plain_table};
+use crate::report::{bytes, count, counted, plain_table, signed};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -42,6 +42,10 @@ pub struct Tried {
 }
 
 impl Searched {
+    fn change(&self) -> String {
+        format!("change of {}", self.metric)
+    }
+
     /// Those that were judged with all of the text.
     fn whole(&self) -> impl Iterator<Item = &Tried> {
         self.tried.iter().filter(|t| t.whole)
@@ -51,20 +55,15 @@ impl Searched {
 /// A row for each recipe on the front of `searched`.
 pub fn searched_table(searched: &Searched) -> String {
     let row = |t: &Tried| {
-        vec![
-            t.passes.clone(),
-            count(t.bytes),
-            format!("{:.2}", t.speed),
-            format!("{:+.4}", -t.drop),
-        ]
+        vec![t.passes.clone(), count(t.bytes), format!("{:.2}", t.speed), signed(-t.drop)]
     };
     let rows: Vec<Vec<String>> = searched.whole().filter(|t| t.front).map(row).collect();
     format!(
-        "{}, {} recipes tried, judged by {}:\n{}",
+        "{}, {} tried, judged by {}:\n{}",
         searched.name,
-        searched.tried.len(),
+        counted(searched.tried.len() as u64, "recipe"),
         searched.judged_by,
-        plain_table(&["", "bytes", "times as fast", &searched.metric], &rows)
+        plain_table(&["", "bytes", "times as fast", &searched.change()], &rows)
     )
 }
 
@@ -74,7 +73,7 @@ pub(super) fn searches(all: &[Searched]) -> String {
 }
 
 fn section(index: usize, searched: &Searched) -> String {
-    let y = format!("change of {}", searched.metric);
+    let y = searched.change();
     let points = |cost: &dyn Fn(&Tried) -> Option<(f64, String)>| -> Vec<Point> {
         let one = |t: &Tried| {
             let (cost, label) = cost(t)?;
@@ -106,23 +105,23 @@ fn section(index: usize, searched: &Searched) -> String {
     for (i, t) in searched.whole().enumerate() {
         let _ = writeln!(
             rows,
-            "<tr><th scope=\"row\">{} {}</th><td>{}</td><td>{:.2}</td><td>{:+.4}</td><td>{}</td></tr>",
+            "<tr><th scope=\"row\">{} {}</th><td>{}</td><td>{:.2}</td><td>{}</td><td>{}</td></tr>",
             i + 1,
             escape(&t.passes),
             bytes(t.bytes),
             t.speed,
-            -t.drop,
+            signed(-t.drop),
             if t.front { "yes" } else { "" },
         );
     }
     format!(
-        "<h2>What a search tried: {}</h2>\n<p>{} recipes for {}, judged by {}. Those with a number were made and judged with all \
+        "<h2>What a search tried: {}</h2>\n<p>{} for {}, judged by {}. Those with a number were made and judged with all \
          of the text, the small ones with less. Up and to the left is better; the dashed line joins what no other \
          beats in both.</p>\n<div class=\"figures\">{}{}</div>\n\
          <div class=\"wide\"><table><thead><tr><th scope=\"col\">recipe</th><th scope=\"col\">bytes</th><th scope=\"col\">times as fast</th>\
          <th scope=\"col\">{}</th><th scope=\"col\">beaten by none</th></tr></thead>\n<tbody>{rows}</tbody></table></div>\n",
         escape(&searched.name),
-        searched.tried.len(),
+        counted(searched.tried.len() as u64, "recipe"),
         escape(&searched.model),
         escape(&searched.judged_by),
         figure(&size),

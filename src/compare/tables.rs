@@ -1,7 +1,7 @@
 //! A comparison as text.
 
 use super::{Comparison, Variant};
-use crate::report::{bytes, count, plain_table};
+use crate::report::{bytes, count, plain_table, signed};
 
 /// A column for each variant: quality, size, speed, compute.
 pub fn table(comparison: &Comparison) -> String {
@@ -17,7 +17,7 @@ pub fn table(comparison: &Comparison) -> String {
         row("  95 %", &|v| {
             v.metric()?.interval.map(|[low, high]| format!("{low:.3} to {high:.3}"))
         });
-        row("  difference", &|v| v.difference.map(|d| format!("{:+.4}", d.value)));
+        row("  difference", &|v| v.difference.map(|d| signed(d.value)));
         row("    95 %", &|v| {
             v.difference.map(|d| format!("{:+.3} to {:+.3}", d.interval[0], d.interval[1]))
         });

@@ -15,7 +15,8 @@ pub use markdown::{
 pub use plan::{Expected, Met, PassMet, PlanNote, PlannedTarget, span};
 pub use size::parse_bytes;
 pub use tables::{
-    FASTER, FEWER, SMALLER, before_after, bytes, count, giga, metric_value, plain_table, times,
+    FASTER, FEWER, SMALLER, before_after, bytes, count, counted, giga, metric_value, plain_table,
+    signed, times,
 };
 pub use training::Training;
 

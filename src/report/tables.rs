@@ -26,6 +26,17 @@ pub fn count(n: u64) -> String {
     out
 }
 
+/// `1,024 texts`, `1 text`.
+pub fn counted(n: u64, one: &str) -> String {
+    format!("{} {one}{}", count(n), if n == 1 { "" } else { "s" })
+}
+
+/// `+0.0125`; nothing is `+0.0000`, wherever it came from.
+pub fn signed(change: f64) -> String {
+    let text = format!("{change:+.4}");
+    if text == "-0.0000" { "+0.0000".into() } else { text }
+}
+
 /// `1.25x fewer`, or `1.25x more` where `after` is above `before`.
 ///
 /// - `words`: what less of it is, and what more
@@ -111,7 +122,7 @@ pub fn before_after(report: &Report, measured: &Measured) -> String {
         for (before, after) in quality.before.iter().zip(&quality.after) {
             let name = format!("{} on {}", before.name, quality.data);
             let value = |m: &Metric| format!("{:.4}", m.value);
-            row(&name, value(before), value(after), format!("{:+.4}", after.value - before.value));
+            row(&name, value(before), value(after), signed(after.value - before.value));
         }
         for metric in &quality.fidelity {
             let name = format!("{} with the original, {}", metric.name, quality.data);
@@ -131,6 +142,13 @@ mod tests {
         assert_eq!(times(0.39, 0.45, FASTER), "1.15x slower");
         assert_eq!(times(100.0, 106.0, FEWER), "1.06x more");
         assert_eq!([times(1000.0, 1001.0, FEWER), times(1.0, 0.0, FEWER)], ["1.00x fewer", "-"]);
+    }
+
+    #[test]
+    fn one_is_no_plural_and_zero_has_no_minus() {
+        assert_eq!([1, 2, 0].map(|n| counted(n, "recipe")), ["1 recipe", "2 recipes", "0 recipes"]);
+        let changes = [-0.0, -0.00001, -0.04, 0.5].map(signed);
+        assert_eq!(changes, ["+0.0000", "+0.0000", "-0.0400", "+0.5000"]);
     }
 
     #[test]
