@@ -114,14 +114,17 @@ impl TimingArgs {
         sizes
     }
 
-    /// Texts of the examples, or of one length where there are none, in batches of each size.
+    /// Texts of the examples, or of one length where there are none, in batches of each size; sizes beyond the number of
+    /// texts are one, that of all.
     pub fn loads(&self, entry: &Variant) -> Vec<Load> {
         let texts = entry.prepared.as_ref().map(|p| typical(p, self.texts));
         let load = |batch| match &texts {
             Some(texts) => Load::of(texts, batch),
             None => Load::synthetic(&entry.model, batch, TOKENS),
         };
-        self.sizes().into_iter().map(load).collect()
+        let mut loads: Vec<Load> = self.sizes().into_iter().map(load).collect();
+        loads.dedup_by_key(|load| load.batch);
+        loads
     }
 
     /// What [`TimingArgs::loads`] are, in words.

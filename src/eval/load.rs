@@ -53,8 +53,9 @@ impl Load {
         Load { batch, batches: vec![texts] }
     }
 
-    /// `texts`, sorted by length, in batches of `batch`.
+    /// `texts`, sorted by length, in batches of `batch`, or of all of them where there are fewer.
     pub fn of(texts: &[Encoded], batch: usize) -> Load {
+        let batch = batch.min(texts.len()).max(1);
         Load { batch, batches: bucket(texts, usize::MAX, batch) }
     }
 

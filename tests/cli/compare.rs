@@ -60,6 +60,17 @@ fn compare_works_without_examples_and_names_what_it_timed() {
 }
 
 #[test]
+fn a_batch_is_no_larger_than_the_texts_there_are() {
+    let dir = Dir::with_tiny();
+    let args = ["compare", "model", "--no-baselines", "--eval", "data.tsv", "--texts", "3", "-q"];
+    let text = dir.ok(&[&args[..], &["--runs", "1", "--batch", "1,16,32"]].concat());
+    assert!(text.contains("ms, batch of 3 "), "{text}");
+    assert_eq!(text.matches("ms, batch of").count(), 2, "{text}");
+    assert!(text.contains("timed on 3 texts of data.tsv"), "{text}");
+    assert!(text.contains("one run in turn"), "{text}");
+}
+
+#[test]
 fn what_cannot_be_compared_is_refused() {
     let dir = variants();
     crate::tiny::Tiny::masked_lm().save(&dir.path("words"));
