@@ -244,7 +244,8 @@ fn searched(path: &Path) -> Result<Searched> {
     let whole: Vec<&Found> = all.iter().map(|(_, (_, found))| found).collect();
     let whole = &whole[..all.iter().take_while(|(_, (rung, _))| *rung == last).count()];
     let front = search::front(whole);
-    let metric = all.first().map_or(String::new(), |(_, (_, found))| found.drop_of.clone());
+    let first = all.first().map(|(_, (_, found))| (&found.drop_of, &found.divergence_of));
+    let (metric, divergence) = first.map_or_else(Default::default, |(m, d)| (m.clone(), d.clone()));
     let tried = |(i, (passes, (rung, found))): (usize, (String, (usize, Found)))| Tried {
         passes: if passes.is_empty() { "(nothing)".into() } else { passes },
         texts: found.texts,
@@ -254,6 +255,7 @@ fn searched(path: &Path) -> Result<Searched> {
         speed: found.speed,
         measured: found.speed_by == SpeedBy::Measured,
         drop: found.drop,
+        divergence: found.divergence,
         front: front.contains(&i),
     };
     Ok(Searched {
@@ -261,6 +263,7 @@ fn searched(path: &Path) -> Result<Searched> {
         model: header.model,
         judged_by: header.judged_by,
         metric,
+        divergence,
         tried: all.into_iter().enumerate().map(tried).collect(),
     })
 }

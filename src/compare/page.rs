@@ -154,6 +154,7 @@ fn scatters(variants: &[Variant]) -> String {
                 interval: metric.interval,
                 label,
                 faint: false,
+                hollow: false,
             })
         };
         variants.iter().filter_map(one).collect()
@@ -164,6 +165,7 @@ fn scatters(variants: &[Variant]) -> String {
         x: "weight file, MiB (logarithmic)",
         y: metric.name,
         points: points(&|v| Some((v.file_bytes as f64 / 1_048_576.0, bytes(v.file_bytes)))),
+        front: true,
     }];
     let titles: Vec<(String, String, String)> = variants[0]
         .timings
@@ -182,7 +184,7 @@ fn scatters(variants: &[Variant]) -> String {
             let ms = v.timings.get(l)?.batch_ms.median;
             Some((ms, format!("{ms:.2} ms")))
         };
-        figures.push(Scatter { id, title, x, y: metric.name, points: points(&cost) });
+        figures.push(Scatter { id, title, x, y: metric.name, points: points(&cost), front: true });
     }
     let figure = |f: &Scatter| {
         format!("<figure><figcaption>{}</figcaption>{}</figure>\n", escape(f.title), f.svg())
@@ -216,9 +218,10 @@ fn shares(variants: &[Variant]) -> String {
     });
     let legend = |parts: &[&str]| -> String {
         let one = |(i, part): (usize, &&str)| {
-            format!("<span class=\"swatch p{i}\"></span>{}", escape(part))
+            let swatch = format!("<span class=\"swatch p{i}\"></span>");
+            format!("<span class=\"part-name\">{swatch}{}</span>", escape(part))
         };
-        parts.iter().enumerate().map(one).collect()
+        parts.iter().enumerate().map(one).collect::<Vec<_>>().join(" ")
     };
     let bytes =
         Bars { id: "bytes", title: "Where the bytes are", rows: stored.collect(), parts: &PARTS };

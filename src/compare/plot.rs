@@ -1,6 +1,7 @@
 //! Figures as inline SVG: no script, nothing fetched, text that a screen reader reads.
 
 use super::front;
+use crate::report::counted;
 use std::fmt::Write;
 
 /// A variant in a scatter plot.
@@ -17,6 +18,8 @@ pub struct Point {
     pub label: String,
     /// Known less well than the others: drawn small, without a number, and no part of the front.
     pub faint: bool,
+    /// Beaten by another in more than this figure shows: drawn hollow.
+    pub hollow: bool,
 }
 
 /// Cost against value, with the Pareto front.
@@ -27,6 +30,8 @@ pub struct Scatter<'a> {
     pub x: &'a str,
     pub y: &'a str,
     pub points: Vec<Point>,
+    /// Whether what no other beats in cost and value is joined; else the points that are not hollow are best.
+    pub front: bool,
 }
 
 const WIDTH: f64 = 560.0;
@@ -45,11 +50,20 @@ impl Scatter<'_> {
         let mut out = String::new();
         let points: Vec<(f64, f64)> = self.points.iter().map(|p| (p.cost, p.value)).collect();
         let whole: Vec<usize> = (0..points.len()).filter(|&i| !self.points[i].faint).collect();
-        let best = front(&whole.iter().map(|&i| points[i]).collect::<Vec<_>>());
-        let best: Vec<usize> = best.into_iter().map(|i| whole[i]).collect();
+        let best: Vec<usize> = match self.front {
+            true => {
+                let best = front(&whole.iter().map(|&i| points[i]).collect::<Vec<_>>());
+                best.into_iter().map(|i| whole[i]).collect()
+            }
+            false => whole.into_iter().filter(|&i| !self.points[i].hollow).collect(),
+        };
         let names: Vec<String> = best.iter().map(|&i| self.points[i].name.clone()).collect();
-        let description =
-            format!("{} variants; not beaten in both: {}.", self.points.len(), names.join(", "));
+        let unbeaten = if self.front { "not beaten in both" } else { "beaten by none" };
+        let description = format!(
+            "{}; {unbeaten}: {}.",
+            counted(self.points.len() as u64, "variant"),
+            names.join(", ")
+        );
         open(&mut out, self.id, self.title, &description, WIDTH, HEIGHT);
         for tick in &xs.ticks {
             let x = xs.place(*tick);
@@ -59,7 +73,7 @@ impl Scatter<'_> {
                 MARGIN[2],
                 HEIGHT - MARGIN[3],
                 HEIGHT - MARGIN[3] + 16.0,
-                short(*tick),
+                xs.said(*tick),
             );
         }
         for tick in &ys.ticks {
@@ -71,7 +85,7 @@ impl Scatter<'_> {
                 WIDTH - MARGIN[1],
                 MARGIN[0] - 6.0,
                 y + 4.0,
-                short(*tick),
+                ys.said(*tick),
             );
         }
         let _ = write!(
@@ -86,7 +100,9 @@ impl Scatter<'_> {
         let place = |i: usize| (xs.place(points[i].0), ys.place(points[i].1));
         let line: Vec<String> =
             best.iter().map(|&i| place(i)).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        let _ = write!(out, r#"<polyline class="front" points="{}"/>"#, line.join(" "));
+        if self.front {
+            let _ = write!(out, r#"<polyline class="front" points="{}"/>"#, line.join(" "));
+        }
         for (i, point) in self.points.iter().enumerate() {
             let (x, y) = place(i);
             if let Some([low, high]) = point.interval {
@@ -99,8 +115,9 @@ impl Scatter<'_> {
             }
             let _ = write!(
                 out,
-                r#"<circle class="point c{}" cx="{x:.1}" cy="{y:.1}" r="{}" data-variant="{}" data-cost="{}" data-value="{}"><title>{}: {}, {} {:.4}</title></circle>"#,
+                r#"<circle class="point c{}{}" cx="{x:.1}" cy="{y:.1}" r="{}" data-variant="{}" data-cost="{}" data-value="{}"><title>{}: {}, {} {:.4}</title></circle>"#,
                 i % COLOURS,
+                if point.hollow { " hollow" } else { "" },
                 if point.faint { 3 } else { 6 },
                 escape(&point.name),
                 point.cost,
@@ -249,12 +266,15 @@ struct Axis {
     start: f64,
     end: f64,
     ticks: Vec<f64>,
+    /// Digits behind the point, by which neighbouring ticks differ; `None`: as many as each needs.
+    digits: Option<usize>,
 }
 
 impl Axis {
     fn linear(values: impl Iterator<Item = f64>, start: f64, end: f64) -> Axis {
         let (low, high) = range(values);
-        let pad = ((high - low) * 0.06).max(1e-3 * high.abs()).max(1e-6);
+        // Qualities are told to four digits: closer ones would have ticks that nobody reads.
+        let pad = ((high - low) * 0.06).max(1e-3 * high.abs()).max(5e-4);
         let (from, to) = (low - pad, high + pad);
         // 1, 2 or 5 times a power of ten, at most six of them.
         let rough = (to - from) / 6.0;
@@ -264,7 +284,8 @@ impl Axis {
         let first = (from / step).ceil() as i64;
         let last = (to / step).floor() as i64;
         let ticks = (first..=last).map(|i| i as f64 * step).collect();
-        Axis { log: false, from, to, start, end, ticks }
+        let digits = Some((-step.log10().floor()).max(0.0) as usize);
+        Axis { log: false, from, to, start, end, ticks, digits }
     }
 
     fn log(values: impl Iterator<Item = f64>, start: f64, end: f64) -> Axis {
@@ -273,7 +294,15 @@ impl Axis {
         let powers = from.log10().floor() as i32..=to.log10().ceil() as i32;
         let marks = powers.flat_map(|p| [1.0, 2.0, 5.0].map(|m| m * 10f64.powi(p)));
         let ticks = marks.filter(|t| (from..=to).contains(t)).collect();
-        Axis { log: true, from: from.ln(), to: to.ln(), start, end, ticks }
+        Axis { log: true, from: from.ln(), to: to.ln(), start, end, ticks, digits: None }
+    }
+
+    /// What stands beside `tick`.
+    fn said(&self, tick: f64) -> String {
+        match self.digits {
+            Some(digits) => trimmed(format!("{tick:.digits$}")),
+            None => short(tick),
+        }
     }
 
     fn place(&self, value: f64) -> f64 {
@@ -298,11 +327,16 @@ pub fn short(value: f64) -> String {
         10.0..100.0 => 1,
         _ => 0,
     };
-    let text = format!("{value:.digits$}");
-    match text.contains('.') {
+    trimmed(format!("{value:.digits$}"))
+}
+
+/// Without zeros behind the point, and without a minus before nothing.
+fn trimmed(text: String) -> String {
+    let text = match text.contains('.') {
         true => text.trim_end_matches('0').trim_end_matches('.').to_string(),
         false => text,
-    }
+    };
+    if text == "-0" { "0".into() } else { text }
 }
 
 /// As text or an attribute of HTML: names are those of files, which may hold anything.
@@ -330,16 +364,26 @@ mod tests {
     fn axes_place_their_ends_and_have_round_ticks() {
         let axis = Axis::linear([0.8, 0.9].into_iter(), 300.0, 10.0);
         assert!(axis.place(0.8) < 300.0 && axis.place(0.9) > 10.0);
-        let ticks: Vec<String> = axis.ticks.iter().map(|t| short(*t)).collect();
-        assert_eq!(ticks, ["0.8", "0.82", "0.84", "0.86", "0.88", "0.9"]);
+        let said = |axis: &Axis| axis.ticks.iter().map(|t| axis.said(*t)).collect::<Vec<_>>();
+        assert_eq!(said(&axis), ["0.8", "0.82", "0.84", "0.86", "0.88", "0.9"]);
         let axis = Axis::log([1.0, 90.0].into_iter(), 0.0, 100.0);
-        assert_eq!(
-            axis.ticks.iter().map(|t| short(*t)).collect::<Vec<_>>(),
-            ["1", "2", "5", "10", "20", "50", "100"]
-        );
+        assert_eq!(said(&axis), ["1", "2", "5", "10", "20", "50", "100"]);
         // Ten times as much is as far, wherever it starts.
         let step = |a: f64, b: f64| axis.place(b) - axis.place(a);
         assert!((step(1.0, 10.0) - step(5.0, 50.0)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn ticks_of_nearly_equal_points_differ() {
+        for values in [[-0.0401, -0.0399], [0.9541, 0.9542], [1e-7, 3e-7], [-10.0, 1500.0]] {
+            let axis = Axis::linear(values.into_iter(), 0.0, 100.0);
+            let mut said: Vec<String> = axis.ticks.iter().map(|t| axis.said(*t)).collect();
+            let ticks = said.len();
+            said.dedup();
+            assert!(ticks > 1 && said.len() == ticks, "{said:?}");
+        }
+        let around_zero = Axis::linear([-0.02, 0.02].into_iter(), 0.0, 100.0);
+        assert!(around_zero.ticks.iter().any(|t| around_zero.said(*t) == "0"));
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub struct Searched {
     pub judged_by: String,
     /// What of.
     pub metric: String,
+    /// What the distance of answers is: `mean_kl_nats`, `1 - mean_cosine` or `relative_l2`.
+    pub divergence: String,
     /// Each recipe as far as it came, those made and judged with all of the text first, the smallest first.
     pub tried: Vec<Tried>,
 }
@@ -37,7 +39,9 @@ pub struct Tried {
     pub measured: bool,
     /// What the metric fell by.
     pub drop: f64,
-    /// Whether no other beats it in bytes, speed and answers.
+    /// How far its answers are from the original's.
+    pub divergence: f64,
+    /// Whether no other beats it in bytes, speed and divergence.
     pub front: bool,
 }
 
@@ -55,7 +59,13 @@ impl Searched {
 /// A row for each recipe on the front of `searched`.
 pub fn searched_table(searched: &Searched) -> String {
     let row = |t: &Tried| {
-        vec![t.passes.clone(), count(t.bytes), format!("{:.2}", t.speed), signed(-t.drop)]
+        vec![
+            t.passes.clone(),
+            count(t.bytes),
+            format!("{:.2}", t.speed),
+            signed(-t.drop),
+            format!("{:.4}", t.divergence),
+        ]
     };
     let rows: Vec<Vec<String>> = searched.whole().filter(|t| t.front).map(row).collect();
     format!(
@@ -63,7 +73,10 @@ pub fn searched_table(searched: &Searched) -> String {
         searched.name,
         counted(searched.tried.len() as u64, "recipe"),
         searched.judged_by,
-        plain_table(&["", "bytes", "times as fast", &searched.change()], &rows)
+        plain_table(
+            &["", "bytes", "times as fast", &searched.change(), &searched.divergence],
+            &rows
+        )
     )
 }
 
@@ -78,7 +91,8 @@ fn section(index: usize, searched: &Searched) -> String {
         let one = |t: &Tried| {
             let (cost, label) = cost(t)?;
             let (name, value, faint) = (t.passes.clone(), -t.drop, !t.whole);
-            Some(Point { name, cost, value, interval: None, label, faint })
+            let hollow = t.whole && !t.front;
+            Some(Point { name, cost, value, interval: None, label, faint, hollow })
         };
         searched.tried.iter().filter_map(one).collect()
     };
@@ -88,6 +102,7 @@ fn section(index: usize, searched: &Searched) -> String {
         x: "weight file, MiB (logarithmic)",
         y: &y,
         points: points(&|t| Some((t.bytes as f64 / 1_048_576.0, bytes(t.bytes)))),
+        front: false,
     };
     let time = Scatter {
         id: &format!("search-{index}-time"),
@@ -97,6 +112,7 @@ fn section(index: usize, searched: &Searched) -> String {
         points: points(&|t| {
             t.measured.then(|| (1.0 / t.speed, format!("{:.2} times as fast", t.speed)))
         }),
+        front: false,
     };
     let figure = |f: &Scatter| {
         format!("<figure><figcaption>{}</figcaption>{}</figure>\n", escape(f.title), f.svg())
@@ -105,21 +121,22 @@ fn section(index: usize, searched: &Searched) -> String {
     for (i, t) in searched.whole().enumerate() {
         let _ = writeln!(
             rows,
-            "<tr><th scope=\"row\">{} {}</th><td>{}</td><td>{:.2}</td><td>{}</td><td>{}</td></tr>",
+            "<tr><th scope=\"row\">{} {}</th><td>{}</td><td>{:.2}</td><td>{}</td><td>{:.4}</td><td>{}</td></tr>",
             i + 1,
             escape(&t.passes),
             bytes(t.bytes),
             t.speed,
             signed(-t.drop),
+            t.divergence,
             if t.front { "yes" } else { "" },
         );
     }
     format!(
         "<h2>What a search tried: {}</h2>\n<p>{} for {}, judged by {}. Those with a number were made and judged with all \
-         of the text, the small ones with less. Up and to the left is better; the dashed line joins what no other \
-         beats in both.</p>\n<div class=\"figures\">{}{}</div>\n\
+         of the text, the small ones with less. Up and to the left is better. Filled ones no other beats in bytes, speed \
+         and divergence, that of the answers from the original's; hollow ones are beaten.</p>\n<div class=\"figures\">{}{}</div>\n\
          <div class=\"wide\"><table><thead><tr><th scope=\"col\">recipe</th><th scope=\"col\">bytes</th><th scope=\"col\">times as fast</th>\
-         <th scope=\"col\">{}</th><th scope=\"col\">beaten by none</th></tr></thead>\n<tbody>{rows}</tbody></table></div>\n",
+         <th scope=\"col\">{}</th><th scope=\"col\">{}</th><th scope=\"col\">beaten by none</th></tr></thead>\n<tbody>{rows}</tbody></table></div>\n",
         escape(&searched.name),
         counted(searched.tried.len() as u64, "recipe"),
         escape(&searched.model),
@@ -127,5 +144,6 @@ fn section(index: usize, searched: &Searched) -> String {
         figure(&size),
         figure(&time),
         escape(&y),
+        escape(&searched.divergence),
     )
 }

@@ -157,6 +157,7 @@ fn the_page_draws_what_a_search_tried() {
         speed: 2.0,
         measured: whole,
         drop,
+        divergence: drop / 2.0,
         front: whole && drop < 0.1,
     };
     let searched = Searched {
@@ -164,6 +165,7 @@ fn the_page_draws_what_a_search_tried() {
         model: "m".into(),
         judged_by: "9 held-out texts of <train>.tsv".into(),
         metric: "accuracy".into(),
+        divergence: "mean_kl_nats".into(),
         tried: vec![
             tried("binarize", 1000, 0.05, true),
             tried("quantize", 2000, 0.25, true),
@@ -172,6 +174,7 @@ fn the_page_draws_what_a_search_tried() {
     };
     let text = searched_table(&searched);
     assert!(text.contains("3 recipes tried") && text.contains("-0.0500"), "{text}");
+    assert!(text.contains("mean_kl_nats") && text.contains("0.0250"), "{text}");
     assert!(!text.contains("quantize") && !text.contains("prune"), "the front alone: {text}");
     let html = page(&Comparison { searches: vec![searched], ..comparison() });
     let section = &html[html.find("What a search tried").expect("a section")..];
@@ -180,7 +183,11 @@ fn the_page_draws_what_a_search_tried() {
     assert_eq!(section.matches("<circle").count(), 5);
     assert_eq!(section.matches("class=\"name\"").count(), 4);
     assert!(section.contains("r=\"3\" data-variant=\"prune\""), "{section}");
-    assert!(section.contains("not beaten in both: binarize."), "{section}");
+    // What the table says is beaten by none is what the figures show so.
+    assert!(section.contains("beaten by none: binarize."), "{section}");
+    assert!(section.contains("<td>0.0250</td><td>yes</td>"), "{section}");
+    assert_eq!(section.matches(" hollow\"").count(), 2, "quantize, by size and by time: {section}");
+    assert!(!section.contains("<polyline"), "{section}");
     assert!(section.contains("&lt;train&gt;.tsv"), "names stay text");
     assert!(!page(&comparison()).contains("What a search tried"));
 }
