@@ -1,6 +1,6 @@
 //! `compress eval MODEL --data FILE`
 
-use super::{ColumnArgs, ThreadArgs, max_tokens, needed_tokenizer, print, print_json};
+use super::{ColumnArgs, ThreadArgs, max_tokens, needed_tokenizer, print, print_json, progress};
 use clap::Args;
 use compress::data::Targets;
 use compress::data::prepare::is_labelled;
@@ -8,6 +8,7 @@ use compress::data::tables::read_examples;
 use compress::data::tokenizer::Tokenizer;
 use compress::eval::tasks::{Metric, Prepared, Recut, answer, fidelity, judgeable, metrics};
 use compress::model::{Model, Task};
+use compress::pass::Progress;
 use compress::report::{count, counted, metric_value, plain_table};
 use compress::runtime::Encoder;
 use compress::{Error, Result};
@@ -36,6 +37,9 @@ pub struct EvalArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// No progress on stderr
+    #[arg(short, long)]
+    quiet: bool,
 }
 
 pub fn main(args: &EvalArgs) -> Result<()> {
@@ -48,11 +52,14 @@ pub fn main(args: &EvalArgs) -> Result<()> {
     let wanted = labelled || args.teacher.is_none();
     let prepared = Prepared::new(&table, &model, &tokenizer, tokens, wanted, &args.data)?;
     let encoder = Encoder::within_memory(&model)?;
+    let bar = progress::Bar::new(args.quiet);
     let start = Instant::now();
     let judged = match prepared.targets.is_some() || args.teacher.is_none() {
         true => {
             judgeable(&model, &prepared)?;
-            metrics(&model, &prepared, &answer(&encoder, &prepared.batches, prepared.rows)?)?
+            bar.start("judging", prepared.batches.len());
+            let answers = answer(&encoder, &prepared.batches, prepared.rows, &bar)?;
+            metrics(&model, &prepared, &answers)?
         }
         false => Vec::new(),
     };
@@ -73,9 +80,12 @@ pub fn main(args: &EvalArgs) -> Result<()> {
             };
             let recut = words.map(|(_, old)| Recut::new(&prepared.batches, old));
             let batches = teachers.as_deref().unwrap_or(&prepared.batches);
-            fidelity(&Encoder::within_memory(&teacher)?, &encoder, batches, recut.as_ref())?
+            bar.start("beside the teacher", batches.len());
+            let teacher = Encoder::within_memory(&teacher)?;
+            fidelity(&teacher, &encoder, batches, recut.as_ref(), &bar)?
         }
     };
+    bar.finish();
     if judged.is_empty() {
         seconds = start.elapsed().as_secs_f64() / 2.0; // both models have answered, one after the other
     }

@@ -19,7 +19,7 @@ use crate::eval::paired::{Difference, Outcomes, difference};
 use crate::eval::tasks::{Metric, Prepared, answer, fidelity_of, metrics, outcomes};
 use crate::model::cost::{self, Macs};
 use crate::model::{Model, Weight};
-use crate::pass::{Context, Pass, Progress};
+use crate::pass::{Context, Pass, Progress, Quiet};
 use crate::passes::quantize::{Form, Quantize};
 use crate::pipeline::{cpu_features, macs_of};
 use crate::report::{LayerNote, Summary};
@@ -228,7 +228,7 @@ pub fn compare(
         judged.push(match &entry.prepared {
             None => Judged::default(),
             Some(prepared) => {
-                let answers = answer(encoder, &prepared.batches, prepared.rows)?;
+                let answers = answer(encoder, &prepared.batches, prepared.rows, &Quiet)?;
                 let found = match prepared.targets.is_some() {
                     // By the labels of the reference: what a class is called is its business.
                     true => metrics(&first.model, prepared, &answers)?,

@@ -11,6 +11,7 @@ use crate::data::prepare::{Tokenized, label, tokenize};
 use crate::data::tables::{Annotation, Example, Table};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::{Config, Model, Task};
+use crate::progress::Progress;
 use crate::runtime::{Batch, Encoder, NoObserver, Output};
 use crate::train::sweep;
 use crate::{Error, Result};
@@ -100,20 +101,28 @@ impl Prepared {
     }
 }
 
-/// Runs all batches, on all threads.
+/// Runs all batches, on all threads; each is a step of `progress`.
 ///
 /// # Errors
-/// As [`Encoder::forward`].
+/// As [`Encoder::forward`]; [`Error::Interrupted`].
 ///
 /// # Panics
 /// For masked LMs and bare encoders: what they say of every token is too much to keep, and no metric is
 /// made of it.
-pub fn answer(encoder: &Encoder, batches: &[Batch], rows: usize) -> Result<Answers> {
+pub fn answer(
+    encoder: &Encoder,
+    batches: &[Batch],
+    rows: usize,
+    progress: &dyn Progress,
+) -> Result<Answers> {
     let judged = !matches!(encoder.model.config.task, Task::MaskedLm | Task::Bare);
     assert!(judged, "answers are kept for metrics");
     let outputs: Vec<_> = batches
         .par_iter()
-        .map(|batch| encoder.forward(batch, None, &mut NoObserver))
+        .map(|batch| {
+            let output = encoder.forward(batch, None, &mut NoObserver)?;
+            progress.step().map(|()| output)
+        })
         .collect::<Result<_>>()?;
     let mut answers = vec![Vec::new(); rows];
     for (batch, output) in batches.iter().zip(outputs) {
@@ -444,6 +453,7 @@ pub fn fidelity(
     student: &Encoder,
     batches: &[Batch],
     recut: Option<&Recut>,
+    progress: &dyn Progress,
 ) -> Result<Vec<Metric>> {
     let config = &teacher.model.config;
     let classes = says_classes(config);
@@ -464,7 +474,7 @@ pub fn fidelity(
     };
     sweep(batches.len(), compare, |_, one| {
         sum.add(one);
-        Ok(())
+        progress.step()
     })?;
     Ok(sum.metrics(config))
 }
@@ -504,6 +514,7 @@ mod tests {
     use crate::data::tables::{Columns, Span};
     use crate::data::tokenizer::Origin;
     use crate::model::testing::{batch, parts, tiny};
+    use crate::progress::Quiet;
 
     fn prepared(targets: Targets, passages: Vec<Passage>, batches: Vec<Batch>) -> Prepared {
         let (rows, tokens) = (2, batches.iter().map(Batch::tokens).sum());
@@ -580,7 +591,7 @@ mod tests {
         let mut both = batch(4, &[2, 5]);
         both.rows = vec![1, 0];
         let output = encoder.forward(&both, None, &mut NoObserver).expect("runs");
-        let answers = answer(&encoder, &[both], 2).expect("runs");
+        let answers = answer(&encoder, &[both], 2, &Quiet).expect("runs");
         assert_eq!(answers.rows, [output.values[6..].to_vec(), output.values[..6].to_vec()]);
     }
 }

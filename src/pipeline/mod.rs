@@ -20,7 +20,7 @@ use crate::eval::latency;
 use crate::eval::tasks::{Prepared, Recut, answer, fidelity, metrics};
 use crate::model::cost;
 use crate::model::{Model, Task};
-use crate::pass::{Pass, Progress};
+use crate::pass::{Pass, Progress, Quiet};
 use crate::recipe::Recipe;
 use crate::report::{
     self, CalibrationNote, FileNote, InputNote, Measured, Quality, Report, SCHEMA, Summary,
@@ -277,7 +277,7 @@ fn judge(teacher: &Model, applied: &Applied, compare: bool, options: &Options) -
     let closeness = |old: &[Batch], new: &[Batch]| match compare {
         true => {
             let recut = kept.map(|kept| Recut::new(new, kept.iter().map(|&id| Some(id)).collect()));
-            fidelity(&before, &after, old, recut.as_ref())
+            fidelity(&before, &after, old, recut.as_ref(), &Quiet)
         }
         false => Ok(Vec::new()),
     };
@@ -286,7 +286,7 @@ fn judge(teacher: &Model, applied: &Applied, compare: bool, options: &Options) -
         (Some((old, file)), Some((new, _)), ..) => {
             let judged = |encoder: &Encoder, prepared: &Prepared| match &prepared.targets {
                 Some(_) => {
-                    let answers = answer(encoder, &prepared.batches, prepared.rows)?;
+                    let answers = answer(encoder, &prepared.batches, prepared.rows, &Quiet)?;
                     metrics(teacher, prepared, &answers)
                 }
                 None => Ok(Vec::new()),

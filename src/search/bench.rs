@@ -12,7 +12,7 @@ use crate::eval::tasks::{
     Answers, Metric, Prepared, Recut, answer, fidelity, fidelity_of, metrics,
 };
 use crate::model::{Embeddings, Model, Task, Weight};
-use crate::pass::Progress;
+use crate::pass::{Progress, Quiet};
 use crate::pipeline::{Applied, Options, SideFiles, Texts, macs_of};
 use crate::recipe::{Recipe, passes_step};
 use crate::runtime::{Batch, Encoder};
@@ -190,7 +190,7 @@ impl<'a> Bench<'a> {
             let prepared = prepare(rung.judged)?;
             let (mut answers, mut metric) = (None, None);
             if !matches!(given.teacher.config.task, Task::MaskedLm | Task::Bare) {
-                let said = answer(&encoder, &prepared.batches, prepared.rows)?;
+                let said = answer(&encoder, &prepared.batches, prepared.rows, &Quiet)?;
                 if prepared.targets.is_some() {
                     metric = metrics(given.teacher, &prepared, &said)?.into_iter().next();
                 }
@@ -232,7 +232,7 @@ impl<'a> Bench<'a> {
         let mut found: BTreeMap<String, f64> = BTreeMap::new();
         let closeness = match &at.answers {
             Some(of) => {
-                let said = answer(&encoder, &prepared.batches, prepared.rows)?;
+                let said = answer(&encoder, &prepared.batches, prepared.rows, &Quiet)?;
                 if prepared.targets.is_some() {
                     // By the labels of the original: what a class is called is its business.
                     let scores = metrics(teacher, prepared, &said)?;
@@ -245,7 +245,7 @@ impl<'a> Bench<'a> {
                     let old = vocabulary.kept.iter().map(|&id| Some(id)).collect();
                     Recut::new(&prepared.batches, old)
                 });
-                fidelity(&self.encoder, &encoder, &at.prepared.batches, recut.as_ref())?
+                fidelity(&self.encoder, &encoder, &at.prepared.batches, recut.as_ref(), &Quiet)?
             }
         };
         found.extend(closeness.into_iter().map(|m| (m.name.to_string(), m.value)));
