@@ -35,6 +35,12 @@ pub trait Pass: std::fmt::Debug {
     /// [`crate::Error::Option`].
     fn check(&self) -> Result<()>;
 
+    /// An option that has no say beside another, and that one. A recipe that was written out names all
+    /// options; who types this one means something by it, and is told.
+    fn ignores(&self) -> Option<(&'static str, &'static str)> {
+        None
+    }
+
     /// Files that it reads besides: what its outcome depends on.
     fn reads(&self) -> Vec<PathBuf> {
         Vec::new()

@@ -30,7 +30,8 @@ impl Recipe {
     /// Parses `prune(sparsity=0.5),binarize(planes=2, rank=16)`. Nothing at all is the empty recipe.
     ///
     /// # Errors
-    /// [`Error::Recipe`] where the text breaks the grammar, and what [`Recipe::from_steps`] refuses.
+    /// [`Error::Recipe`] where the text breaks the grammar, and what [`Recipe::from_steps`] refuses; [`Error::Option`] for an
+    /// option that has no say beside another.
     pub fn parse(text: &str, set: &[String]) -> Result<Recipe> {
         let steps = split(text)?
             .into_iter()
@@ -46,7 +47,20 @@ impl Recipe {
                 Ok((name.trim().to_string(), options))
             })
             .collect::<Result<Vec<_>>>()?;
-        Recipe::from_steps(steps, set)
+        let typed: Vec<Table> = steps.iter().map(|(_, options)| options.clone()).collect();
+        let recipe = Recipe::from_steps(steps, set)?;
+        for (step, typed) in recipe.steps.iter().zip(typed) {
+            let Some((option, other)) = step.pass.ignores() else { continue };
+            if let Some(value) = typed.get(option) {
+                return Err(Error::Option {
+                    pass: step.name,
+                    option,
+                    found: value.to_string(),
+                    expected: format!("none beside `{other}`"),
+                });
+            }
+        }
+        Ok(recipe)
     }
 
     /// Parses a TOML recipe: `version = 1`, then one `[[step]]` a pass, with `pass` and its options.
@@ -216,7 +230,10 @@ fn read_table(text: &str) -> Result<(Vec<(String, Table)>, Table)> {
     let mut table: Table = text.parse().map_err(|e: toml::de::Error| Error::Recipe {
         found: e.message().to_string(),
         expected: match e.span() {
-            Some(span) => format!("TOML, at byte {}", span.start),
+            Some(span) => {
+                let before = text.get(..span.start).unwrap_or(text);
+                format!("TOML, on line {}", 1 + before.matches('\n').count())
+            }
             None => "TOML".into(),
         },
     })?;
@@ -282,6 +299,7 @@ pub fn entry(name: &str) -> Result<&'static Entry> {
 fn step(name: &str, given: Table) -> Result<Step> {
     let entry = entry(name)?;
     let mut options = (entry.defaults)();
+    let asked: Vec<String> = given.keys().cloned().collect();
     for (key, value) in given {
         let Some(default) = options.get(&key) else {
             let known: Vec<&str> = options.keys().map(String::as_str).collect();
@@ -299,12 +317,42 @@ fn step(name: &str, given: Table) -> Result<Step> {
         };
         options.insert(key, value);
     }
-    let pass = (entry.parse)(options.clone()).map_err(|e| Error::Recipe {
-        found: format!("options of `{name}` that do not parse ({})", e.message()),
-        expected: format!("what `compress passes {name}` lists"),
+    let pass = (entry.parse)(options.clone()).map_err(|e| {
+        // The first that is not even right by itself.
+        let alone = |key: &String| {
+            let one = Table::from_iter([(key.clone(), options[key].clone())]);
+            Some((key.clone(), (entry.parse)(one).err()?))
+        };
+        let (key, e) = asked.iter().find_map(alone).map_or((None, e), |(key, e)| (Some(key), e));
+        let found = match &key {
+            Some(key) => format!("`{key}={}` of `{name}`", options[key]),
+            None => format!("options of `{name}`"),
+        };
+        match wanted(e.message()) {
+            Some(takes) => {
+                let expected = format!("{takes}; `compress passes {name}` says more");
+                Error::Recipe { found, expected }
+            }
+            None => Error::Recipe {
+                found: format!("{found} ({})", e.message()),
+                expected: format!("what `compress passes {name}` lists"),
+            },
+        }
     })?;
     pass.check()?;
     Ok(Step { name: entry.name, options, pass })
+}
+
+/// What an option takes, of the message of serde that it was something else, where that says so.
+fn wanted(message: &str) -> Option<&str> {
+    let (_, takes) = message.rsplit_once("expected ")?;
+    Some(match takes {
+        "f64" | "f32" => "a number, as 0.5",
+        "usize" | "u64" | "u32" => "a whole number, 0 or more",
+        "a boolean" => "true or false",
+        "a string" => "a word",
+        other => other,
+    })
 }
 
 /// Splits at commas that stand in no parentheses, brackets or quotes.
@@ -441,6 +489,17 @@ mod tests {
     }
 
     #[test]
+    fn an_option_without_a_say_is_refused_where_it_was_typed() {
+        insta::assert_snapshot!(error("binarize(planes=2,bits=2.5)"), @"pass `binarize`: `planes` is 2, expected none beside `bits`");
+        assert!(error("binarize(planes=2,size=1MB)").contains("none beside `size`"));
+        assert!(error("binarize(form=double,planes=2)").contains("none beside `form=double`"));
+        // A recipe that was written out names every option.
+        let mixed = Recipe::parse("binarize(bits=2.5)", &[]).expect("a recipe");
+        assert!(mixed.to_toml().contains("planes = 2"));
+        assert!(Recipe::from_toml(&mixed.to_toml(), &[]).is_ok());
+    }
+
+    #[test]
     fn nothing_is_the_empty_recipe() {
         assert!(Recipe::parse("", &[]).expect("empty").steps.is_empty());
         assert_eq!(Recipe::default().to_json(), Json::Null);
@@ -458,7 +517,11 @@ mod tests {
     fn mistakes_are_named_with_what_was_meant() {
         insta::assert_snapshot!(error("prunne"), @"no pass is named `prunne`, did you mean `prune`?; this build knows: vocab, prune, tokens, embed, binarize, quantize, distill");
         insta::assert_snapshot!(error("prune(sparcity=0.5)"), @"pass `prune` has no option `sparcity`, did you mean `sparsity`?; it knows: batch, dropout, finetune, finetune_rate, flops, hidden, mask_rate, masks, matching, mode, params, prediction, rate, rearrange, repair, round_to, rounds, save_masks, shape, sparsity, speedup, start, steps, temperature, warmup, width");
-        insta::assert_snapshot!(error("prune(sparsity=high)"), @r#"cannot read the recipe: found options of `prune` that do not parse (invalid type: string "high", expected f64), expected what `compress passes prune` lists"#);
+        insta::assert_snapshot!(error("prune(sparsity=high)"), @r#"cannot read the recipe: found `sparsity="high"` of `prune`, expected a number, as 0.5; `compress passes prune` says more"#);
+        insta::assert_snapshot!(error("prune(rate=0.1,sparsity=50%)"), @r#"cannot read the recipe: found `sparsity="50%"` of `prune`, expected a number, as 0.5; `compress passes prune` says more"#);
+        insta::assert_snapshot!(error("binarize(planes=2.5)"), @"cannot read the recipe: found `planes=2.5` of `binarize`, expected a whole number, 0 or more; `compress passes binarize` says more");
+        insta::assert_snapshot!(error("binarize(form=planar)"), @r#"cannot read the recipe: found `form="planar"` of `binarize`, expected `planes` or `double`; `compress passes binarize` says more"#);
+        insta::assert_snapshot!(error("prune(masks=3)"), @"cannot read the recipe: found `masks=3` of `prune`, expected a word; `compress passes prune` says more");
         insta::assert_snapshot!(error("binarize(planes=9)"), @"pass `binarize`: `planes` is 9, expected 1, 2, 3 or 4");
         insta::assert_snapshot!(error("prune(sparsity=0.5"), @"cannot read the recipe: found `prune(sparsity=0.5`, expected every `(` and quote closed");
         insta::assert_snapshot!(error("prune,,binarize"), @"cannot read the recipe: found `prune,,binarize`, expected a name on both sides of each comma");
@@ -470,6 +533,7 @@ mod tests {
         let toml = |text: &str| Recipe::from_toml(text, &[]).expect_err("broken").to_string();
         insta::assert_snapshot!(toml("version = 2"), @"cannot read the recipe: found `version = 2`, expected `version = 1`");
         insta::assert_snapshot!(toml("version = 1\nsteps = []"), @"cannot read the recipe: found `key `steps``, expected `version`, `emit`, `onnx_binary` and `[[step]]`");
+        insta::assert_snapshot!(toml("version = 1\n[[step]]\npass = prune"), @"cannot read the recipe: found string values must be quoted, expected literal string, expected TOML, on line 3");
         insta::assert_snapshot!(toml("version = 1\n[[step]]\nsparsity = 0.5"), @"cannot read the recipe: found `a step without a name`, expected `pass = \"…\"` in every `[[step]]`");
     }
 }

@@ -149,6 +149,15 @@ impl Pass for Binarize {
         (self.activations == 1).then_some("makes signs of inputs, which nothing trains there")
     }
 
+    fn ignores(&self) -> Option<(&'static str, &'static str)> {
+        let beside = [
+            ("bits", self.bits > 0.0),
+            ("size", self.size.0 > 0),
+            ("form=double", self.form == Form::Double),
+        ];
+        beside.into_iter().find(|(_, given)| *given).map(|(other, _)| ("planes", other))
+    }
+
     fn check(&self) -> Result<()> {
         let fail = |option, found: String, expected: &str| {
             Err(Error::Option { pass: "binarize", option, found, expected: expected.into() })

@@ -163,7 +163,7 @@ fn what_cannot_be_is_refused() {
     tokens(drop=150%)
         pass `tokens`: `drop` is 1.5, expected a share below 1, or per cent below 100
     tokens(drop=many)
-        cannot read the recipe: found options of `tokens` that do not parse (`many` is no share, as 0.5%), expected what `compress passes tokens` lists
+        cannot read the recipe: found `drop="many"` of `tokens` (`many` is no share, as 0.5%), expected what `compress passes tokens` lists
     tokens(drop=1%,flops=0.5)
         pass `tokens`: `flops` is given beside drop, expected one target
     tokens(drop=1%,mode=ratio)

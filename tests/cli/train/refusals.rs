@@ -42,7 +42,7 @@ fn options_of_distill_that_make_no_sense() {
     }
     insta::assert_snapshot!(text, @r#"
     steps=-1
-        cannot read the recipe: found options of `distill` that do not parse (invalid value: integer `-1`, expected usize), expected what `compress passes distill` lists
+        cannot read the recipe: found `steps=-1` of `distill`, expected a whole number, 0 or more; `compress passes distill` says more
     steps=200000000
         pass `distill`: `steps` is 200000000, expected a number from 0 to 100000000
     batch=0
@@ -86,13 +86,13 @@ fn options_of_distill_that_make_no_sense() {
     prediction=0,sinkhorn=1
         pass `distill`: `prediction` is 0, with sinkhorn, expected above 0: the distance alone does not say which text is which
     method=magic
-        cannot read the recipe: found options of `distill` that do not parse (unknown variant `magic`, expected `kd` or `theseus`), expected what `compress passes distill` lists
+        cannot read the recipe: found `method="magic"` of `distill`, expected `kd` or `theseus`; `compress passes distill` says more
     schedule=magic
-        cannot read the recipe: found options of `distill` that do not parse (unknown variant `magic`, expected one of `linear`, `cosine`, `constant`), expected what `compress passes distill` lists
+        cannot read the recipe: found `schedule="magic"` of `distill`, expected one of `linear`, `cosine`, `constant`; `compress passes distill` says more
     matching=magic
-        cannot read the recipe: found options of `distill` that do not parse (unknown variant `magic`, expected one of `uniform`, `dynamic`, `ordered`), expected what `compress passes distill` lists
+        cannot read the recipe: found `matching="magic"` of `distill`, expected one of `uniform`, `dynamic`, `ordered`; `compress passes distill` says more
     embeddings=2
-        cannot read the recipe: found options of `distill` that do not parse (invalid type: integer `2`, expected a boolean), expected what `compress passes distill` lists
+        cannot read the recipe: found `embeddings=2` of `distill`, expected true or false; `compress passes distill` says more
     stps=3
         pass `distill` has no option `stps`, did you mean `steps`?; it knows: accumulate, attention, batch, bucket, clip, codewords, decay, dropout, embedding, embeddings, evaluate, hidden, matching, method, patience, prediction, rate, relations, replace, replaced_at, schedule, similarity, sinkhorn, steps, swap, task, temperature, warmup
     "#);
