@@ -1,5 +1,6 @@
 //! `compress compare MODEL MODEL …`, and what `bench` and `gate` share with it.
 
+use super::texts::mind_quotes;
 use super::{
     ColumnArgs, ThreadArgs, file_name, max_tokens, needed_tokenizer, print, print_json, progress,
 };
@@ -324,6 +325,7 @@ fn prepared(path: &Path, model: &Model, data: &Path, judging: &JudgeArgs) -> Res
     let tokenizer = needed_tokenizer(path)?;
     let tokens = max_tokens(model, Some(&tokenizer), path, judging.max_length)?;
     let table = read_examples(data, &judging.columns.columns())?;
+    mind_quotes(&table, data);
     let labelled = table.examples.iter().all(|e| is_labelled(e, model.config.task));
     let prepared = Prepared::new(&table, model, &tokenizer, tokens, labelled, data)?;
     // What these say of every token is too much to keep.
@@ -339,13 +341,9 @@ fn comparable(first: &Variant, name: &str, model: &Model) -> Result<()> {
     if a.task == b.task && a.classes() == b.classes() && a.regression == b.regression {
         return Ok(());
     }
-    let say = |c: &compress::model::Config| match c.classes() {
-        0 => format!("a head for {}", c.task.name()),
-        n => format!("a head for {} with {n} classes", c.task.name()),
-    };
     Err(Error::Mismatch {
-        found: format!("{name} has {}", say(b)),
-        expected: format!("{} has {}", first.name, say(a)),
+        found: format!("{name} has a head for {}", b.head_in_words()),
+        expected: format!("{} has one for {}", first.name, a.head_in_words()),
         advice: "compare variants of one model",
     })
 }

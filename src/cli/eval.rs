@@ -1,5 +1,6 @@
 //! `compress eval MODEL --data FILE`
 
+use super::texts::mind_quotes;
 use super::{ColumnArgs, ThreadArgs, max_tokens, needed_tokenizer, print, print_json, progress};
 use clap::Args;
 use compress::data::Targets;
@@ -48,6 +49,7 @@ pub fn main(args: &EvalArgs) -> Result<()> {
     let tokenizer = needed_tokenizer(&args.model)?;
     let tokens = max_tokens(&model, Some(&tokenizer), &args.model, args.max_length)?;
     let table = read_examples(&args.data, &args.columns.columns())?;
+    mind_quotes(&table, &args.data);
     let labelled = table.examples.iter().all(|e| is_labelled(e, model.config.task));
     let wanted = labelled || args.teacher.is_none();
     let prepared = Prepared::new(&table, &model, &tokenizer, tokens, wanted, &args.data)?;
@@ -156,8 +158,7 @@ fn check_comparable(teacher: &Model, model: &Model, words: Option<&Words>) -> Re
         return Ok(());
     }
     let say = |c: &compress::model::Config| {
-        let (classes, words, width) = (c.classes(), c.vocab, c.hidden);
-        format!("{} with {classes} classes, {words} words and width {width}", c.task.name())
+        format!("{}, {} words and width {}", c.head_in_words(), c.vocab, c.hidden)
     };
     Err(Error::Mismatch {
         found: format!("the teacher is for {}", say(t)),

@@ -3,7 +3,7 @@
 use super::{ColumnArgs, examples_file, max_tokens, needed, shell};
 use clap::Args;
 use compress::data::prepare::is_labelled;
-use compress::data::tables::{Columns, check_examples, read_examples};
+use compress::data::tables::{Columns, Table, check_examples, read_examples};
 use compress::data::tokenizer::Tokenizer;
 use compress::data::{Calibration, Dataset, Source, Words};
 use compress::eval::tasks::Prepared;
@@ -26,7 +26,7 @@ pub struct TextArgs {
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub calib_texts: usize,
 
-    /// Texts to train on, with labels where there are any; passes that train use the text of --calib without
+    /// Texts to train on (.tsv, .csv, .jsonl or .txt, by the name), with labels where there are any; passes that train use the text of --calib without
     /// it, and passes that only watch take theirs from here without --calib
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
@@ -35,7 +35,7 @@ pub struct TextArgs {
     #[arg(long, value_name = "N", requires = "data")]
     pub data_texts: Option<usize>,
 
-    /// Examples to judge the output by, before and after
+    /// Examples to judge the output by, before and after: .tsv, .csv, .jsonl or .txt
     #[arg(long, value_name = "FILE")]
     pub eval: Option<PathBuf>,
 
@@ -51,6 +51,20 @@ pub struct TextArgs {
     /// All randomness derives from it
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+}
+
+/// Says, once, that the texts of a .tsv are read with the quotes around them.
+pub fn mind_quotes(table: &Table, path: &Path) {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    if table.is_quoted() {
+        SAID.call_once(|| {
+            eprintln!(
+                "note: every text of {} stands in quotes, which in a .tsv are part of it; name the file .csv if commas \
+                 separate its cells, else write it without them",
+                path.display()
+            );
+        });
+    }
 }
 
 impl TextArgs {
@@ -119,6 +133,7 @@ impl TextArgs {
                 let tokenizer = needed(tokenizer, input)?;
                 let tokens = max_tokens(model, Some(tokenizer), input, self.max_length)?;
                 let table = read_examples(path, &self.columns.columns())?;
+                mind_quotes(&table, path);
                 // Heads that answer token by token can be judged by agreement alone.
                 let task = model.config.task;
                 let labelled = !matches!(task, Task::TokenClassification | Task::QuestionAnswering)

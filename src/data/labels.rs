@@ -100,7 +100,7 @@ pub(super) fn class_ids<'a>(
 fn score(label: &str, line: usize, path: &Path) -> Result<f32> {
     label.parse().ok().filter(|score: &f32| score.is_finite()).ok_or_else(|| Error::Mismatch {
         found: format!("{}: line {line} has label `{label}`", path.display()),
-        expected: "the model is a regression and needs numbers".into(),
+        expected: "the model answers in numbers, not classes, and is judged by numbers".into(),
         advice: "name another column with --label-column, or use data of the model's task",
     })
 }

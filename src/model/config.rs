@@ -114,6 +114,14 @@ impl Config {
             Some(other) => return Err(config("model_type", kind(other), "the name of a family")),
             None => return Err(config("model_type", "missing", "the name of a family")),
         };
+        if model_type == "compress" {
+            return Err(Error::Config {
+                key: "model_type".into(),
+                found: "compress".into(),
+                expected: "a family: this is what `--emit hf` writes for Transformers".into(),
+                advice: "give the folder above",
+            });
+        }
         let Some(family) = family::find(&model_type) else {
             return Err(Error::Unsupported {
                 what: "model family",
@@ -276,6 +284,21 @@ impl Config {
             return self.labels.len();
         }
         self.raw.get("num_labels").and_then(Value::as_u64).map_or(2, |n| n as usize)
+    }
+
+    /// What the head is for, in words, with the number of its classes where it has any.
+    pub fn head_in_words(&self) -> String {
+        let task = self.task.name();
+        match (self.task, self.classes()) {
+            (Task::SequenceClassification, _) if self.regression => format!("{task} by a number"),
+            (Task::SequenceClassification | Task::TokenClassification, 1) => {
+                format!("{task} with 1 class")
+            }
+            (Task::SequenceClassification | Task::TokenClassification, n) => {
+                format!("{task} with {n} classes")
+            }
+            _ => task.to_string(),
+        }
     }
 }
 

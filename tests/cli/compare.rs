@@ -80,6 +80,7 @@ fn what_cannot_be_compared_is_refused() {
         assert!(stderr.contains(said), "{args:?}: {stderr}");
     };
     refuse(&["compare", "model", "words"], 4, "compare variants of one model");
+    refuse(&["compare", "model", "words"], 4, "words has a head for masked LM, but");
     refuse(&["compare", "words", "--eval", "data.tsv"], 4, "is not supported");
     refuse(&["compare", "model", "nowhere"], 6, "cannot read");
     refuse(&["compare", "model", "--texts", "0"], 2, "--texts is 0");

@@ -60,7 +60,7 @@ pub fn has_header(rows: &[Row], wanted: &Columns) -> bool {
     })
 }
 
-fn is_known(name: &str) -> bool {
+pub(super) fn is_known(name: &str) -> bool {
     let pairs = PAIRS.into_iter().flat_map(|(text, pair)| [text, pair]);
     pairs.chain(TEXTS).chain(LABELS).any(|known| known.eq_ignore_ascii_case(name))
 }
@@ -72,8 +72,37 @@ fn is_known(name: &str) -> bool {
 /// - `found`: says what columns there are, for messages
 ///
 /// # Errors
-/// [`Error::Malformed`] for a column that is not there, or if they cannot be told apart.
+/// [`Error::Malformed`] for a column that is not there, or if they cannot be told apart; [`Error::Mismatch`] for one that
+/// is asked for twice.
 pub fn pick(
+    names: &[&str],
+    width: usize,
+    data: &[Row],
+    wanted: &Columns,
+    path: &Path,
+    found: &dyn Fn() -> String,
+) -> Result<Picked> {
+    let picked = choose(names, width, data, wanted, path, found)?;
+    let roles = [
+        ("the text", Some(picked.text)),
+        ("the second text", picked.pair),
+        ("the label", picked.label),
+    ];
+    for (i, (one, column)) in roles.iter().enumerate() {
+        let Some(column) = column else { continue };
+        if let Some((other, _)) = roles[..i].iter().find(|(_, c)| c == &Some(*column)) {
+            let name = names.get(*column).map_or((column + 1).to_string(), |n| n.to_string());
+            return Err(Error::Mismatch {
+                found: format!("{}: column `{name}` is {other} and {one}", path.display()),
+                expected: "each has a column of its own".into(),
+                advice: NAME_COLUMNS,
+            });
+        }
+    }
+    Ok(picked)
+}
+
+fn choose(
     names: &[&str],
     width: usize,
     data: &[Row],
@@ -158,7 +187,7 @@ fn pick_by_shape(width: usize, data: &[Row]) -> Option<Picked> {
     }
 }
 
-fn is_number(cell: &str) -> bool {
+pub(super) fn is_number(cell: &str) -> bool {
     cell.trim().parse::<f64>().is_ok_and(f64::is_finite)
 }
 

@@ -82,6 +82,17 @@ pub struct Table {
     pub columns: Columns,
 }
 
+impl Table {
+    /// Whether every text stands in quotes that are part of it: in a .tsv they are ordinary characters.
+    pub fn is_quoted(&self) -> bool {
+        let quoted = |e: &Example| {
+            let text = e.text.trim();
+            text.len() > 1 && text.starts_with('"') && text.ends_with('"')
+        };
+        self.format == Format::Tsv && self.examples.iter().all(quoted)
+    }
+}
+
 /// Beyond GLUE's largest file (MNLI with its parse trees, some 0.4 GB), and a table still fits memory.
 const MAX_BYTES: u64 = 1 << 30;
 
@@ -157,6 +168,10 @@ fn read_text(path: &Path) -> Result<String> {
     if bytes.starts_with(b"\xef\xbb\xbf") {
         bytes.drain(..3);
     }
+    // Line ends of old Macs, and of spreadsheets that still write them.
+    if !bytes.contains(&b'\n') {
+        bytes.iter_mut().filter(|b| **b == b'\r').for_each(|b| *b = b'\n');
+    }
     String::from_utf8(bytes).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + valid.iter().filter(|&&b| b == b'\n').count();
@@ -193,6 +208,15 @@ fn from_rows(rows: Vec<Row>, wanted: &Columns, path: &Path) -> Result<(Vec<Examp
         ));
     }
 
+    if width == 1 && is_comma_separated(&rows) {
+        return Err(Error::Malformed {
+            path: path.into(),
+            found: format!("one column, the first line being {}", quoted(&first.cells[0])),
+            expected: "tabs between the cells of a .tsv: these look like commas".into(),
+            advice: "name the file .csv, or write tabs",
+        });
+    }
+
     let header = has_header(&rows, wanted);
     let names: Vec<&str> =
         if header { first.cells.iter().map(|c| c.trim()).collect() } else { Vec::new() };
@@ -216,6 +240,21 @@ fn from_rows(rows: Vec<Row>, wanted: &Columns, path: &Path) -> Result<(Vec<Examp
         ..Example::default()
     });
     Ok((examples.collect(), columns))
+}
+
+/// Whether what is one column looks like several with commas between: known names first, or as many commas in every row
+/// and a number behind the last.
+fn is_comma_separated(rows: &[Row]) -> bool {
+    let cells = |row: &Row| -> Vec<String> {
+        row.cells[0].split(',').map(|cell| cell.trim().trim_matches('"').to_string()).collect()
+    };
+    let first = cells(&rows[0]);
+    let names = first.len() > 1 && first.iter().all(|name| columns::is_known(name));
+    let numbers = |row: &Row| {
+        let cells = cells(row);
+        cells.len() == first.len() && columns::is_number(&cells[cells.len() - 1])
+    };
+    names || first.len() > 1 && rows.len() > 2 && rows[1..].iter().all(numbers)
 }
 
 fn from_objects(text: &str, wanted: &Columns, path: &Path) -> Result<(Vec<Example>, Columns)> {

@@ -476,3 +476,48 @@ fn bad_answers_name_their_line() {
     let plain = r#"{"question": "q", "context": "Rom", "answer": "Rom", "answer_start": 1}"#;
     insta::assert_snapshot!(message("a.jsonl", plain, &Columns::default()), @"a.jsonl: found `om` at `answer_start` 1 on line 1, expected `Rom`; count from 0 in characters, not bytes, and spell the answer as the context does");
 }
+
+#[test]
+fn a_column_has_one_role() {
+    let content = "sentence\tother\tlabel\na b\tc\t1\nd e\tf\t0\n";
+    let error = |text, pair, label| message("x.tsv", content, &columns(text, pair, label));
+    assert_eq!(
+        error("label", "", ""),
+        "x.tsv: column `label` is the text and the label, but each has a column of its own; \
+         name them with --text-column, --pair-column and --label-column"
+    );
+    assert!(error("", "sentence", "").contains("`sentence` is the text and the second text"));
+    assert!(error("", "2", "other").contains("`other` is the second text and the label"));
+    assert!(read_with("x.tsv", content, &columns("label", "", "other")).is_ok());
+}
+
+#[test]
+fn commas_in_a_tsv_are_named() {
+    let error = |content| message("x.tsv", content, &Columns::default());
+    assert_eq!(
+        error("sentence,label\ngood,1\n"),
+        "x.tsv: found one column, the first line being `sentence,label`, expected tabs between the cells of \
+         a .tsv: these look like commas; name the file .csv, or write tabs"
+    );
+    assert!(error("good,1\nbad,0\nfine,1\n").contains("look like commas"));
+    // Texts with commas are texts.
+    for content in ["so, so\nwell, well\nno, no\n", "sentence\nin May, 9\nin June\nin July, 8\n"] {
+        assert!(read("x.tsv", content).is_ok(), "{content}");
+    }
+}
+
+#[test]
+fn line_ends_of_old_macs_are_line_ends() {
+    let table = read("x.tsv", "sentence\tlabel\rgood\t1\rbad\t0\r").unwrap();
+    assert_eq!(rows(&table), [["good", "-", "1"], ["bad", "-", "0"]]);
+    // Beside line feeds a carriage return is what it was.
+    assert_eq!(rows(&read("x.txt", "a\rb\nc\n").unwrap())[0][0], "a\rb");
+}
+
+#[test]
+fn quotes_around_every_text_of_a_tsv_are_noticed() {
+    let quoted = |name: &str, content: &str| read(name, content).unwrap().is_quoted();
+    assert!(quoted("x.tsv", "sentence\tlabel\n\"good\"\t1\n\"bad\"\t0\n"));
+    assert!(!quoted("x.tsv", "sentence\tlabel\n\"good\"\t1\nbad\t0\n"));
+    assert!(!quoted("x.csv", "sentence,label\n\"good\",1\n\"bad\",0\n"));
+}

@@ -194,7 +194,7 @@ fn without_labels_there_is_no_task() {
     bare --data texts.txt --task masked-lm
         a new head for `masked LM` is not supported; this build knows: sequence classification, token classification, question answering
     bare --data classes.tsv --task regression
-        classes.tsv: line 2 has label `praise`, but the model is a regression and needs numbers; name another column with --label-column, or use data of the model's task
+        classes.tsv: line 2 has label `praise`, but the model answers in numbers, not classes, and is judged by numbers; name another column with --label-column, or use data of the model's task
     bare --data holes.tsv
         holes.tsv: line 3 has no label, but every row needs one; fill it in, drop the row, or name the column with --label-column
     bare --data nosuch.tsv
