@@ -75,6 +75,8 @@ pub(super) fn open_folder(dir: &Path) -> Result<Weights> {
         names => {
             let advice = if names.iter().any(|n| n.starts_with("adapter_model")) {
                 "merge the adapter into its base model and save the result with `save_pretrained`"
+            } else if names.iter().all(|n| n.ends_with(".onnx")) && is_target(dir) {
+                "give the folder above: this one is for ONNX Runtime"
             } else if names.iter().any(|n| n.ends_with(".safetensors")) {
                 "name the `.safetensors` file itself if it is what you mean"
             } else {
@@ -86,12 +88,24 @@ pub(super) fn open_folder(dir: &Path) -> Result<Weights> {
     Err(malformed(dir, found, format!("`{SINGLE}` or `{INDEX}`"), advice))
 }
 
+/// Whether `dir` stands in a checkpoint, as what `--emit` writes does.
+fn is_target(dir: &Path) -> bool {
+    let above = fs::canonicalize(dir).ok().and_then(|dir| dir.parent().map(Path::to_owned));
+    above.is_some_and(|above| above.join("config.json").exists())
+}
+
 /// Opens one `.safetensors` file.
 pub(super) fn open_file(path: &Path) -> Result<Weights> {
     if path.extension().is_none_or(|ext| ext != "safetensors") {
         let name = path.file_name().unwrap_or_default().display();
         let found = format!("a file named `{name}`");
-        return Err(malformed(path, found, "a folder or a `.safetensors` file", CONVERT));
+        let beside = path.parent().is_some_and(|dir| dir.join("config.json").exists());
+        let advice = match path.extension() {
+            Some(ext) if EXTENSIONS.iter().any(|known| ext == *known) => CONVERT,
+            _ if beside => "give the folder that it is in",
+            _ => "check the path",
+        };
+        return Err(malformed(path, found, "a folder or a `.safetensors` file", advice));
     }
     let (metadata, tensors) = map_file(path)?;
     let tensors = tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
@@ -173,22 +187,24 @@ fn map_file(path: &Path) -> Result<Mapped> {
     Ok((metadata, tensors))
 }
 
+/// How files of weights are named elsewhere.
+const EXTENSIONS: [&str; 12] = [
+    "bin",
+    "pt",
+    "pth",
+    "ckpt",
+    "h5",
+    "msgpack",
+    "ot",
+    "gguf",
+    "ggml",
+    "onnx",
+    "tflite",
+    "safetensors",
+];
+
 /// Files in `dir` that look like weights, sorted, at most eight.
 fn foreign_weights(dir: &Path) -> Result<Vec<String>> {
-    const EXTENSIONS: [&str; 12] = [
-        "bin",
-        "pt",
-        "pth",
-        "ckpt",
-        "h5",
-        "msgpack",
-        "ot",
-        "gguf",
-        "ggml",
-        "onnx",
-        "tflite",
-        "safetensors",
-    ];
     let mut names = Vec::new();
     for (folder, prefix) in [(dir.to_owned(), ""), (dir.join("onnx"), "onnx/")] {
         let entries = match fs::read_dir(&folder) {

@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 pub struct ForwardArgs {
     /// The checkpoint: a Hugging Face folder or a .safetensors file
     model: PathBuf,
-    /// `input_ids`, and if wanted `attention_mask` and `token_type_ids`: I64 or I32, [batch, tokens]
+    /// `input_ids`, and if wanted `attention_mask` and `token_type_ids`: I64 or I32, [batch, tokens]. Positions count from
+    /// the first column, padding on the left included. The head takes the first live token of a text, where Transformers
+    /// takes the first column: with padding on the left, answers differ. Other inputs, as `position_ids`, are refused
     #[arg(long, value_name = "FILE")]
     inputs: PathBuf,
     /// Where `logits` (or `start_logits` and `end_logits`, `sentence_embedding`, `last_hidden_state`) go
@@ -88,6 +90,21 @@ pub fn main(args: &ForwardArgs) -> Result<()> {
     Ok(())
 }
 
+/// Whether a file of inputs may hold `name`: what is read, and what this command writes, so that one file can hold both.
+fn is_read(name: &str) -> bool {
+    const READ: [&str; 3] = ["input_ids", "attention_mask", "token_type_ids"];
+    const WRITTEN: [&str; 6] = [
+        "logits",
+        "start_logits",
+        "end_logits",
+        "sentence_embedding",
+        "last_hidden_state",
+        "pooler_output",
+    ];
+    let by_layer = ["hidden_states.", "attentions."].iter().any(|start| name.starts_with(start));
+    READ.contains(&name) || WRITTEN.contains(&name) || by_layer
+}
+
 /// Rows of a padded input, and the batch of their live tokens.
 struct Padded {
     rows: usize,
@@ -110,12 +127,20 @@ impl Padded {
         let integers = |tensor: &Tensor| -> Result<Vec<i64>> {
             match tensor.dtype {
                 Dtype::I32 => Ok(tensor.to_i32()?.iter().map(|&v| v as i64).collect()),
-                _ => Ok(tensor.to_i64()?.into_owned()),
+                Dtype::I64 => Ok(tensor.to_i64()?.into_owned()),
+                other => {
+                    Err(malformed(format!("`{}` of {other}", tensor.name), "I64 or I32", STORE))
+                }
             }
         };
         let ids = file
             .get("input_ids")
             .ok_or_else(|| malformed("no `input_ids`".into(), "I64 [batch, tokens]", STORE))?;
+        if let Some(name) = file.names().find(|name| !is_read(name)) {
+            let found = format!("a tensor `{name}`");
+            let expected = "`input_ids`, `attention_mask` and `token_type_ids` alone";
+            return Err(malformed(found, expected, "leave it out: it would not be looked at"));
+        }
         let [rows, tokens] = ids.shape[..] else {
             let found = format!("`input_ids` of shape {:?}", ids.shape);
             return Err(malformed(found, "[batch, tokens]", STORE));

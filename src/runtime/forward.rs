@@ -331,7 +331,8 @@ impl Encoder<'_> {
             let (id, position) = (batch.ids[t] as usize, positions[t] as usize);
             let token_type = batch.type_ids[t] as usize;
             if position >= config.max_positions {
-                let advice = "cut the texts with --max-length";
+                let advice =
+                    "give shorter texts: --max-length cuts them, where they are read as text";
                 return outside("a token at position row", position, config.max_positions, advice);
             }
             let add = |table: &[f32], row: usize, out: &mut [f32]| {

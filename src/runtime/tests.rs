@@ -389,7 +389,7 @@ fn what_lies_outside_the_tables_is_refused_by_name() {
     };
     insta::assert_snapshot!(error(&[30], &[0]), @"a text has token id 30, but the model has 30 (numbered from 0); use the tokenizer that belongs to the checkpoint");
     insta::assert_snapshot!(error(&[3], &[2]), @"a text has token type 2, but the model has 2 (numbered from 0); use the tokenizer that belongs to the checkpoint");
-    insta::assert_snapshot!(error(&[3; 21], &[0; 21]), @"a text has a token at position row 20, but the model has 20 (numbered from 0); cut the texts with --max-length");
+    insta::assert_snapshot!(error(&[3; 21], &[0; 21]), @"a text has a token at position row 20, but the model has 20 (numbered from 0); give shorter texts: --max-length cuts them, where they are read as text");
 }
 
 #[test]

@@ -97,7 +97,7 @@ fn a_teacher_for_another_task_is_refused() {
     text += "\n";
     text += &dir.fails(6, &["eval", "model", "--data", "data.tsv", "--teacher", "nosuch"]);
     insta::assert_snapshot!(text, @r"
-    the teacher is for masked LM with 2 classes, 40 words and width 16, but the model is for sequence classification with 2 classes, 40 words and width 16; give the model that this one was made from
+    the teacher is for masked LM, 40 words and width 16, but the model is for sequence classification with 2 classes, 40 words and width 16; give the model that this one was made from
     evaluation of a head for `masked LM` is not supported; this build knows: sequence and token classification, question answering and sentence embedding; any head can be compared with another model by --teacher
     cannot read nosuch: No such file or directory (os error 2)
     ");
@@ -287,8 +287,9 @@ fn forward_refuses_inputs_that_make_no_sense() {
         ),
         (
             "a token type the model lacks",
-            vec![ids, Tensor::from_i64("token_type_ids", &[1, 2], &[0, 2])],
+            vec![ids.clone(), Tensor::from_i64("token_type_ids", &[1, 2], &[0, 2])],
         ),
+        ("positions", vec![ids, Tensor::from_i64("position_ids", &[1, 2], &[5, 6])]),
     ];
     for (name, tensors) in files {
         write_tensors(&dir.path("in.safetensors"), &tensors);
@@ -354,4 +355,52 @@ fn the_instruction_set_can_be_limited_and_changes_no_answer() {
         "error: `COMPRESS_SIMD=mmx` is no instruction set that there are kernels for; use one of `";
     assert!(unknown.stderr.starts_with(expected), "{}", unknown.stderr);
     assert!(unknown.stderr.contains("`scalar`"), "{}", unknown.stderr);
+}
+
+/// What is inside a checkpoint, and what is none, each with what to give.
+#[test]
+fn a_path_beside_the_checkpoint_is_told_which_one_is_meant() {
+    let dir = Dir::with_tiny();
+    dir.ok(&[
+        "-q", "--passes", "binarize", "--calib", "none", "--emit", "hf,onnx", "model", "-o", "out",
+    ]);
+    dir.write("pytorch_model.bin", "x");
+    let inspect = |path: &str| dir.fails(4, &["inspect", path]);
+    let mut text = inspect("model/config.json") + "\n";
+    text += &(dir.fails(4, &["eval", "data.tsv", "--data", "data.tsv"]) + "\n");
+    text += &(inspect("pytorch_model.bin") + "\n");
+    text += &(inspect("out/onnx") + "\n");
+    text += &inspect("out/hf");
+    insta::assert_snapshot!(text, @r"
+    model/config.json: found a file named `config.json`, expected a folder or a `.safetensors` file; give the folder that it is in
+    data.tsv: found a file named `data.tsv`, expected a folder or a `.safetensors` file; check the path
+    pytorch_model.bin: found a file named `pytorch_model.bin`, expected a folder or a `.safetensors` file; load it with Transformers and save it again with `save_pretrained(folder, safe_serialization=True)`
+    out/onnx: found model.onnx, expected `model.safetensors` or `model.safetensors.index.json`; give the folder above: this one is for ONNX Runtime
+    config.json: `model_type` is compress, expected a family: this is what `--emit hf` writes for Transformers; give the folder above
+    ");
+}
+
+#[test]
+fn quotes_around_every_text_of_a_tsv_are_mentioned_once() {
+    let dir = Dir::with_tiny();
+    dir.write("quoted.tsv", "sentence\tlabel\n\"good\"\t1\n\"bad\"\t0\n");
+    let compare = ["compare", "model", "model", "--runs", "1", "--batch", "1", "-q"];
+    for args in [
+        &["eval", "model", "--data", "quoted.tsv"][..],
+        &[&compare[..], &["--eval", "quoted.tsv"]].concat(),
+    ] {
+        let said = dir.run(args).stderr;
+        assert!(said.starts_with("note: every text of quoted.tsv stands in quotes"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    assert_eq!(dir.run(&["eval", "model", "--data", "data.tsv"]).stderr, "");
+}
+
+#[test]
+fn a_run_without_passes_is_told_of_recipes_too() {
+    let dir = Dir::with_tiny();
+    for args in [&["model", "-o", "out"][..], &["plan", "model"]] {
+        let said = dir.run(args).stderr;
+        assert!(said.contains("--passes <PASSES>|--recipe <FILE>"), "{said}");
+    }
 }

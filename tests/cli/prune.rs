@@ -263,7 +263,7 @@ fn what_cannot_be_is_refused() {
     }
     insta::assert_snapshot!(text, @r#"
     no file (6): pass `prune` failed: cannot read nosuch.safetensors: No such file or directory (os error 2)
-    not safetensors (4): pass `prune` failed: data.tsv: found a file named `data.tsv`, expected a folder or a `.safetensors` file; load it with Transformers and save it again with `save_pretrained(folder, safe_serialization=True)`
+    not safetensors (4): pass `prune` failed: data.tsv: found a file named `data.tsv`, expected a folder or a `.safetensors` file; check the path
     garbage (4): pass `prune` failed: garbage.safetensors: found a header length of 506381209866536711 bytes, expected at most 100000000; the file is damaged, or is not a safetensors file
     another model (4): pass `prune` failed: bare/model.safetensors: found a tensor `embeddings.LayerNorm.bias`, expected head_z, head_layer_z, intermediate_z, mlp_z, hidden_z; convert CoFi's `zs.pt` tensor by tensor, names and values as they are
     an unknown name (4): pass `prune` failed: unknown.safetensors: found a tensor `heads_z`, expected head_z, head_layer_z, intermediate_z, mlp_z, hidden_z; convert CoFi's `zs.pt` tensor by tensor, names and values as they are
