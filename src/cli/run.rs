@@ -7,7 +7,7 @@ use super::{
     ResumeArgs, ThreadArgs, file_name, keep_freed_buffers, plan, print, print_json, progress,
     recipe_text, tokenizer,
 };
-use clap::Args;
+use clap::{ArgGroup, Args};
 use compress::checkpoint::{Checkpoint, OutputFolder, sha256};
 use compress::model::Model;
 use compress::pipeline::{self, Cache, Options, Outcome};
@@ -22,9 +22,11 @@ use std::time::Duration;
 
 /// What is to be done, for every command that runs or plans passes.
 #[derive(Debug, Args)]
+#[group(skip)]
+#[command(group = ArgGroup::new("steps").required(true).args(["passes", "recipe"]))]
 pub struct RecipeArgs {
     /// Passes in the order they run, with options: 'prune(sparsity=0.5),binarize(planes=2)'
-    #[arg(long, value_name = "PASSES", required_unless_present = "recipe")]
+    #[arg(long, value_name = "PASSES")]
     pub(super) passes: Option<String>,
 
     /// A TOML file with the passes instead
