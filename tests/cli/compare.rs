@@ -297,7 +297,7 @@ fn a_gate_believes_no_report_of_other_files() {
 /// Where Chromium is: no console error, nothing asked of the net, and the points that the data says.
 #[test]
 fn the_page_opens_in_a_browser() {
-    let names = ["chromium", "chromium-browser", "google-chrome"];
+    let names = ["chromium", "chromium-browser", "google-chrome", "chromium-headless-shell"];
     let runs = |name: &&str| {
         Command::new(name)
             .arg("--version")

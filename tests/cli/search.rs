@@ -29,7 +29,7 @@ planes = { choose = [4, 2] }
 /// A step that looks at the word table alone, for the end of a space: it is run once for all.
 const WORDS: &str = "\n[[step]]\npass = \"embed\"\noptional = true\nmethod = \"int8\"\n";
 
-/// A tiny classifier, 96 labelled texts, and a space of 15 recipes.
+/// A tiny classifier, 288 labelled texts, enough for rungs of them, and a space of 15 recipes.
 fn tiny() -> Dir {
     let dir = Dir::with_tiny();
     let mut text = String::from("sentence\tlabel\n");
@@ -38,7 +38,9 @@ fn tiny() -> Dir {
             ["good", "bad", "the best", "the worst", "not good", "not bad"].iter().enumerate()
         {
             for end in [".", "!", "?", ", but very so"] {
-                text += &format!("{who} was {how} {end}\t{}\n", (i + j) % 2);
+                for more in ["", "so ", "very "] {
+                    text += &format!("{who} was {more}{how} {end}\t{}\n", (i + j) % 2);
+                }
             }
         }
     }
@@ -213,12 +215,12 @@ fn passes_that_train_have_less_data_while_searching() {
     );
     let data = ["--trials", "2", "--data", "texts.tsv", "--rungs", "1"];
     let found = dir.json(&search("out", "drop=100%", &data));
-    // 48 are not drawn and 6 of the others held out: 42 of 96 are left.
+    // 240 are not drawn and 6 of the others held out: 42 of 288 are left.
     assert_eq!(
         (&found["front"][0]["data"], &found["front"][0]["judged"]),
-        (&42.into(), &54.into())
+        (&42.into(), &246.into())
     );
-    assert_eq!(found["report"]["data"]["texts"], 90);
+    assert_eq!(found["report"]["data"]["texts"], 282);
 }
 
 /// Variants that lost words see the held-out texts in their own tokens.
