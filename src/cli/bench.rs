@@ -7,7 +7,7 @@ use compress::compare::Entry as Variant;
 use compress::eval::latency;
 use compress::eval::load::{Load, Timing, time};
 use compress::pipeline::cpu_features;
-use compress::report::plain_table;
+use compress::report::{counted, plain_table};
 use compress::runtime::Encoder;
 use compress::{Error, Result};
 use serde_json::json;
@@ -104,10 +104,10 @@ pub fn main(args: &BenchArgs) -> Result<()> {
         &rows,
     ))?;
     print(&format!(
-        "\n{described}, {} threads, {}; medians of {} runs in turn, the quarters around them in parentheses\n",
-        rayon::current_num_threads(),
+        "\n{described}, {}, {}; {} in turn, the quarters around them in parentheses\n",
+        counted(rayon::current_num_threads() as u64, "thread"),
         cpu_features().join(" "),
-        args.timing.runs(),
+        args.timing.told(),
     ))
 }
 

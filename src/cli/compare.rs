@@ -107,6 +107,14 @@ impl TimingArgs {
         self.runs
     }
 
+    /// What is told of a time: one run, or the median of several.
+    pub fn told(&self) -> String {
+        match self.runs() {
+            1 => "one run".into(),
+            n => format!("medians of {n} runs"),
+        }
+    }
+
     /// The batch sizes asked for, each once.
     pub fn sizes(&self) -> Vec<usize> {
         let mut sizes = self.batch.clone();
@@ -191,10 +199,7 @@ pub fn main(args: &CompareArgs) -> Result<()> {
         "\n{judged}timed on {}, {}, {} in turn\n",
         comparison.timed_on,
         counted(comparison.threads as u64, "thread"),
-        match args.timing.runs() {
-            1 => "one run".to_string(),
-            n => format!("medians of {n} runs"),
-        },
+        args.timing.told(),
     ))?;
     match &args.html {
         Some(path) => print(&format!("wrote {}\n", path.display())),
