@@ -211,6 +211,55 @@ fn packed_matrices_are_multiplied_as_the_runtime_multiplies_them() {
     assert!(message.contains("have scales by groups"), "{message}");
 }
 
+/// Queries, keys and values of one form are one product; other forms, and inputs in f32, three.
+#[test]
+fn layers_of_one_form_are_multiplied_at_once() {
+    let packed = |name: String, shape: (usize, usize), planes: usize, seed: u64| {
+        let noise = gaussian(shape.0 * shape.1, seed);
+        if planes == 0 {
+            return Weight::Int8(Int8::new(name, shape, &noise));
+        }
+        let codes: Vec<u8> = noise.iter().map(|&x| (x.abs() * 5.0) as u8 % (1 << planes)).collect();
+        let scales: Vec<f32> =
+            gaussian(planes * shape.0, seed + 1).iter().map(|x| 0.05 + x.abs() / 5.0).collect();
+        Weight::Binary(Binary::new(name, shape, planes, shape.1, &codes, &scales, None))
+    };
+    for planes in 0..4 {
+        for (activations, products) in
+            [(Activations::Int8, 4), (Activations::Int4, 4), (Activations::Exact, 0)]
+        {
+            let mut model = uneven("bert", Task::TokenClassification, 52);
+            let layers = model.layers.iter_mut().flat_map(|l| l.linears_mut());
+            for (seed, linear) in (100u64..).zip(layers) {
+                let (name, weight) = (linear.weight.name().to_string(), &linear.weight);
+                let shape = (weight.rows(), weight.cols());
+                if shape.0 * shape.1 > 0 {
+                    linear.weight = packed(name, shape, planes, 2 * seed);
+                    linear.activations = activations;
+                }
+            }
+            for signs in [SignPlanes::Unpack, SignPlanes::Int8] {
+                let error = off(&model, signs);
+                let limit = match activations {
+                    Activations::Int8 => ROUNDED,
+                    Activations::Int4 => COARSE,
+                    _ => CLOSE,
+                };
+                assert!(error < limit, "{planes}, {activations:?}, {signs:?}: {error}");
+                let (bytes, _) = file(&model, signs, usize::MAX);
+                let file = read(&bytes, &[]);
+                let found = file.nodes.iter().filter(|n| n.op == "MatMulInteger").count();
+                // Of three layers one has neither heads nor units; several planes are one product with 8 bits alone.
+                let each = match (activations, planes) {
+                    (Activations::Int4, 2..) => 6 * planes,
+                    _ => products,
+                };
+                assert_eq!(found, 2 * each, "{planes}, {activations:?}, {signs:?}");
+            }
+        }
+    }
+}
+
 /// Every form of a table, looked up and multiplied by (a masked-LM head that is tied to it).
 #[test]
 fn tables_are_looked_up_as_the_runtime_looks_them_up() {
