@@ -11,7 +11,7 @@ mod spill;
 mod tensor;
 mod writer;
 
-pub use output::{OutputFolder, remove_stale};
+pub use output::{OutputFolder, SIDE_FILES, remove_stale};
 pub use spill::Spill;
 pub use tensor::{Dtype, Tensor};
 pub use writer::{

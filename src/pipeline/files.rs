@@ -1,6 +1,6 @@
 //! What lies in a checkpoint's folder besides its tensors.
 
-use crate::checkpoint;
+use crate::checkpoint::{self, SIDE_FILES};
 use crate::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -46,23 +46,8 @@ pub fn weight_bytes(input: &Path) -> Result<u64> {
     sizes.sum()
 }
 
-/// Files that belong to a tokenizer or to the model's papers, by name; weights in other formats, code
-/// and what we write ourselves stay behind.
-const SIDE_FILES: &[&str] = &[
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
-];
-
-/// Files beside the weights of `input` that an output gets too, each with its name there.
+/// Files beside the weights of `input` that an output gets too, each with its name there: those of [`SIDE_FILES`]. Weights in other
+/// formats, code and what we write ourselves stay behind.
 ///
 /// # Errors
 /// As [`checkpoint::Checkpoint::open`].

@@ -1,6 +1,7 @@
 //! An output folder that appears when it is complete, or not at all.
 
 mod ours;
+pub use ours::SIDE_FILES;
 #[cfg(test)]
 mod tests;
 

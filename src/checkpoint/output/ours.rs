@@ -20,7 +20,17 @@ const FILES: &[&str] = &[
     "report.md",
     "measured.json",
     "recipe.toml",
-    // Of tokenizers and sentence-transformers.
+    // Of tokenizers; an output goes by tokenizer.json.
+    "spm.model",
+    // Of targets.
+    "configuration_compress.py",
+    "modeling_compress.py",
+    "model.onnx",
+    "model.onnx_data",
+];
+
+/// Files of tokenizers and of sentence-transformers that stand beside weights, by name.
+pub const SIDE_FILES: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.txt",
@@ -30,14 +40,8 @@ const FILES: &[&str] = &[
     "added_tokens.json",
     "sentencepiece.bpe.model",
     "spiece.model",
-    "spm.model",
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
-    // Of targets.
-    "configuration_compress.py",
-    "modeling_compress.py",
-    "model.onnx",
-    "model.onnx_data",
 ];
 
 /// Sub-folders of targets.
@@ -83,6 +87,7 @@ fn is_file(name: &OsStr) -> bool {
     let text = name.to_string_lossy();
     let papers = ["LICENSE", "LICENCE", "NOTICE"];
     FILES.contains(&&*text)
+        || SIDE_FILES.contains(&&*text)
         || is_weights(name)
         || papers.iter().any(|paper| text.to_uppercase().starts_with(paper))
 }
